@@ -1,8 +1,8 @@
 """Write ``src/onlooker/semconv.py`` from one pinned version of ``opentelemetry-semantic-conventions``.
 
 The package is needed at development time only: at run time it would cost the import of the whole OpenTelemetry API
-for a table of strings.  Its sources are read as text, not imported.  Deprecated names are left out; those of generative AI
-count as deprecated since they moved to a repository of their own, and stay.
+for a table of strings.  Its sources are read as text, not imported.  Deprecated names are left out; those of
+generative AI count as deprecated since they moved to a repository of their own, and stay.
 
     pip install --no-deps opentelemetry-semantic-conventions==0.66b2
     python scripts/gen_semconv.py
@@ -21,12 +21,46 @@ PACKAGE = "opentelemetry-semantic-conventions"
 VERSION = "0.66b2"
 TARGET = Path(__file__).resolve().parent.parent / "src" / "onlooker" / "semconv.py"
 
-GROUPS = (
-    "aws client cloud code container cpu db deployment dns elasticsearch error exception gen_ai graphql host http "
-    "jsonrpc k8s mcp messaging network onc_rpc openai os otel peer process rpc server service source destination "
-    "telemetry thread tls url user_agent"
-).split()
-METRIC_GROUPS = "container cpu db dns gen_ai http k8s messaging process rpc system".split()
+GROUPS = [
+    "aws",
+    "client",
+    "cloud",
+    "code",
+    "container",
+    "cpu",
+    "db",
+    "deployment",
+    "dns",
+    "elasticsearch",
+    "error",
+    "exception",
+    "gen_ai",
+    "graphql",
+    "host",
+    "http",
+    "jsonrpc",
+    "k8s",
+    "mcp",
+    "messaging",
+    "network",
+    "onc_rpc",
+    "openai",
+    "os",
+    "otel",
+    "peer",
+    "process",
+    "rpc",
+    "server",
+    "service",
+    "source",
+    "destination",
+    "telemetry",
+    "thread",
+    "tls",
+    "url",
+    "user_agent",
+]
+METRIC_GROUPS = ["container", "cpu", "db", "dns", "gen_ai", "http", "k8s", "messaging", "process", "rpc", "system"]
 
 # Names that other tools for the same job use and that the conventions lack.
 OWN_ATTRIBUTES = (
