@@ -42,6 +42,12 @@ class StatusCode(enum.IntEnum):
     ERROR = 2
 
 
+SKIP_METRICS = 1
+"""Bit of `RequestBatch.skip`: the row is in no metric."""
+SKIP_TRACES = 2
+"""Bit of `RequestBatch.skip`: the row becomes no span."""
+
+
 class Values:
     """An interning table: hashable value to a small int id and back.  Id 0 is "absent".
 
@@ -152,6 +158,7 @@ class RequestBatch:
         process, service: ``(n,)`` int32 ids into the `Identities`; -1: not known.
         series: ``(n,)`` int32 ids into the `SeriesTable`.
         keep: ``(n,)`` bool, which rows become spans.
+        skip: ``(n,)`` uint8 of `SKIP_METRICS` and `SKIP_TRACES`, or empty: nothing is skipped (ignored routes).
     """
 
     protocol: U1
@@ -184,6 +191,7 @@ class RequestBatch:
     service: I4 = field(default_factory=lambda: np.empty(0, np.int32))
     series: I4 = field(default_factory=lambda: np.empty(0, np.int32))
     keep: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    skip: U1 = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def __len__(self) -> int:
         return len(self.kind)
