@@ -24,7 +24,7 @@ class Selector:
 
     Attributes:
         kind: ``glob`` or ``regexp``.
-        source: The key it comes from, such as ``discovery.instrument[0]``.
+        source: The key, variable or flag it comes from, such as ``discovery.instrument[0]``.
         exe: Paths of executables; all of them must match.
         ports: Listening TCP ports as inclusive ranges; () for any.
         languages, cmd_args: Patterns; None for any.
@@ -165,7 +165,9 @@ def resolve(config: Config, origins: Mapping[str, Origin], notes: list[Note]) ->
     )
     survey = _compile(discovery.survey, "discovery.survey")
     if config.target_pids:
-        return Selection((Selector("glob", "target_pids", pids=config.target_pids),), exclusions, itself, survey)
+        return Selection(
+            (Selector("glob", _label(origins, "target_pids"), pids=config.target_pids),), exclusions, itself, survey
+        )
 
     by_regexp = bool(discovery.services) and not discovery.instrument
     if by_regexp:
@@ -177,7 +179,7 @@ def resolve(config: Config, origins: Mapping[str, Origin], notes: list[Note]) ->
         if discovery.services:
             place = str(origins.get("discovery.services", "discovery.services"))
             notes.append(Note(place, "discovery.services is ignored, because discovery.instrument is set"))
-    top = _top_level(config)
+    top = _top_level(config, origins)
     if top is not None:
         selectors = (*selectors, top)
     if discovery.all:
@@ -187,28 +189,34 @@ def resolve(config: Config, origins: Mapping[str, Origin], notes: list[Note]) ->
     return Selection(selectors, exclusions, (*defaults, *itself), survey)
 
 
-def _top_level(config: Config) -> Selector | None:
+def _label(origins: Mapping[str, Origin], path: str) -> str:
+    """The flag or variable that a top-level criterion comes from, else its key."""
+    origin = origins.get(path)
+    return origin.place if origin is not None and origin.source in ("flag", "environment") else path
+
+
+def _top_level(config: Config, origins: Mapping[str, Origin]) -> Selector | None:
     """The one selector that the top-level keys, their variables and flags make together."""
-    by_glob = config.auto_target_exe or config.auto_target_language or config.auto_target_cmd_args
-    named = [key for key, value in (
-        ("open_port", config.open_port), ("auto_target_exe", config.auto_target_exe),
-        ("auto_target_language", config.auto_target_language), ("auto_target_cmd_args", config.auto_target_cmd_args),
-        ("executable_name", "" if by_glob else config.executable_name),
-    ) if value]  # fmt: skip
+    exe, language, command = config.auto_target_exe, config.auto_target_language, config.auto_target_cmd_args
+    legacy = config.executable_name if not (exe or language or command) else ""
+    criteria = {
+        "open_port": config.open_port,
+        "auto_target_exe": exe,
+        "auto_target_language": language,
+        "auto_target_cmd_args": command,
+        "executable_name": legacy,
+    }
+    named = [_label(origins, path) for path, value in criteria.items() if value]
     if not named:
         return None
-    exe: tuple[Pattern, ...] = ()
-    if config.auto_target_exe:
-        exe = (glob(config.auto_target_exe),)
-    elif config.executable_name and not by_glob:
-        exe = (regexp(config.executable_name),)
+    paths = (regexp(legacy),) if legacy else (glob(exe),) if exe else ()
     return Selector(
-        "regexp" if config.executable_name and not by_glob else "glob",
+        "regexp" if legacy else "glob",
         " and ".join(named),
-        exe=exe,
+        exe=paths,
         ports=config.open_port,
-        languages=glob(config.auto_target_language) if config.auto_target_language else None,
-        cmd_args=glob(config.auto_target_cmd_args) if config.auto_target_cmd_args else None,
+        languages=glob(language) if language else None,
+        cmd_args=glob(command) if command else None,
     )
 
 

@@ -75,7 +75,7 @@ def _settle_otlp(config: Config, export: _Otlp, signal: str, origins: dict[str, 
     url = _endpoint(export.endpoint, at, origins)
     protocol = export.protocol
     if not protocol:
-        protocol = "grpc" if url.port == 4317 else "http/protobuf"
+        protocol = "grpc" if str(url.port or "").endswith("4317") else "http/protobuf"
         origins[f"{section}.protocol"] = Origin("derived", at)
     if protocol.startswith("http/") and url.scheme != "unix":
         path = url.path

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import yaml
 
@@ -125,7 +125,7 @@ def _check_shape(text: str, name: str) -> None:
     documents = 0
     try:
         for event in yaml.parse(text, Loader=_Loader):
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
@@ -145,9 +145,9 @@ def _check_shape(text: str, name: str) -> None:
 
 def _yaml_error(err: yaml.YAMLError, name: str) -> ConfigError:
     if isinstance(err, yaml.MarkedYAMLError):
-        mark: Any = err.problem_mark or err.context_mark
+        line = next((mark.line + 1 for mark in (err.problem_mark, err.context_mark) if mark is not None), 1)
         message = " ".join(part for part in (err.problem, err.context) if part)
-        return ConfigError(f"not valid YAML: {message}", place=f"{name}:{mark.line + 1}" if mark else name)
+        return ConfigError(f"not valid YAML: {message}", place=f"{name}:{line}")
     return ConfigError(f"not valid YAML: {' '.join(str(err).split())}", place=name)
 
 
