@@ -1,0 +1,1 @@
+"""Sums over requests: receives enriched requests, hands on snapshots of all metrics."""

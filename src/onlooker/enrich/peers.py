@@ -1,0 +1,168 @@
+"""Who is at the other end: receives identified rows, hands on ``service.peer.name`` where a watched service is.
+
+Nobody is asked and no name is looked up.  The two ends of a connection on this host are both seen here, so the requests
+themselves tell which service answers at an address and which one calls from a port.  Two services that seem to answer
+at one address (loopback addresses of two network namespaces) make it nobody's: no peer is better than a wrong one.
+What was learned is forgotten once a minute, so that an address may pass on to another service.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onlooker import semconv
+from onlooker.batches import I4, U8, RequestBatch, Service, SpanKind, Values
+from onlooker.columns import AddressHasher, HashCache
+
+_AMBIGUOUS: Final = 0
+"""In the table of listeners; service ids begin at 1."""
+
+_FORGET_NS: Final = 60_000_000_000
+
+
+class Peers:
+    """Names peers and fills addresses that the request itself did not give.
+
+    Adds the columns ``service.peer.name`` and ``service.peer.namespace`` to ``dims`` if the batch lacks them.
+
+    Args:
+        cache_len: Addresses that are remembered (``name_resolver.cache_len``, rounded up to a power of two).
+    """
+
+    def __init__(self, values: Values, *, rng: np.random.Generator, cache_len: int = 8192) -> None:
+        self._values = values
+        self._hash = AddressHasher(rng)
+        self._listeners = HashCache(cache_len)
+        self._callers = HashCache(cache_len)
+        self._addresses = HashCache(cache_len)
+        self._ids: NDArray[np.int32] = np.array([-1], np.int32)
+        self._names: NDArray[np.int32] = np.zeros((2, 1), np.int32)
+        self._learned_unix_ns = 0
+        self._named: Mapping[int, Service] | None = None
+
+    def apply(self, batch: RequestBatch, services: Mapping[int, Service]) -> RequestBatch:
+        """Fill the columns in place and give the batch back.
+
+        Args:
+            batch: ``service`` is set.
+            services: `Identities.services`; a new mapping whenever one was added.
+        """
+        if not len(batch):
+            return batch
+        self._rename(services)
+        peer = self._peers(batch)
+        rank = self._rank(peer)
+        names, namespaces = self._names[0].take(rank), self._names[1].take(rank)
+        at = _column(batch, semconv.SERVICE_PEER_NAME)
+        if at is None:
+            batch.dims = np.concatenate([batch.dims, names[:, None], namespaces[:, None]], axis=1)
+            batch.dim_names = (*batch.dim_names, semconv.SERVICE_PEER_NAME, semconv.SERVICE_PEER_NAMESPACE)
+        else:
+            batch.dims[:, at] = np.where(batch.dims[:, at] == 0, names, batch.dims[:, at])
+            if (at := _column(batch, semconv.SERVICE_PEER_NAMESPACE)) is not None:
+                batch.dims[:, at] = np.where(batch.dims[:, at] == 0, namespaces, batch.dims[:, at])
+        self._fill_server_address(batch)
+        return batch
+
+    def _rank(self, services: NDArray[np.int32]) -> NDArray[np.intp]:
+        """Columns of the table of names; 0, which has none, for services that are not known (any more)."""
+        at = np.minimum(np.searchsorted(self._ids, services), self._ids.size - 1)
+        return np.where(self._ids[at] == services, at, 0)
+
+    def _peers(self, batch: RequestBatch) -> NDArray[np.int32]:
+        """The service at the other end of each row, -1 where it is not known."""
+        local = self._hash(batch.local_address, batch.local_port)
+        remote = self._hash(batch.remote_address, batch.remote_port)
+        server = (batch.kind == SpanKind.SERVER) | (batch.kind == SpanKind.CONSUMER)
+        routed = batch.local_port != 0  # UNIX sockets have neither address nor port
+        peer = np.full(len(batch), -1, np.int32)
+        now = int(batch.end_unix_ns.max())
+        if now - self._learned_unix_ns > _FORGET_NS:
+            self._learned_unix_ns = now
+            self._listeners.clear()
+        # First learn from both sides, then ask: the two rows of one request mostly arrive in one batch.
+        server_rows, client_rows = np.flatnonzero(server & routed), np.flatnonzero(~server & routed)
+        if server_rows.size:
+            self._learn(self._listeners, local[server_rows], batch.service[server_rows], sticky=True)
+        if client_rows.size:
+            self._learn(self._callers, local[client_rows], batch.service[client_rows], sticky=False)
+            found = self._listeners.lookup(remote[client_rows])
+            peer[client_rows] = np.where(found == _AMBIGUOUS, -1, found)
+        if server_rows.size:
+            peer[server_rows] = self._callers.lookup(remote[server_rows])
+        return peer
+
+    def _learn(self, table: HashCache, keys: U8, services: I4, *, sticky: bool) -> None:
+        known = table.lookup(keys)
+        news = np.flatnonzero((known != services) & (known != _AMBIGUOUS))
+        if not news.size:
+            return
+        keys, services, known = keys[news], services[news], known[news]
+        if sticky:
+            # Several instances of one service may share an address: names decide.
+            conflict = (known > _AMBIGUOUS) & (
+                self._names[0][self._rank(known)] != self._names[0][self._rank(services)]
+            )
+            services = np.where(conflict, np.int32(_AMBIGUOUS), services)
+            order = np.argsort(keys, kind="stable")
+            keys, services = keys[order], services[order]
+            name = self._names[0][self._rank(services)]
+            differ = np.flatnonzero((keys[1:] == keys[:-1]) & (name[1:] != name[:-1]))
+            if differ.size:  # both within this batch
+                services[np.isin(keys, keys[differ])] = _AMBIGUOUS
+        table.insert(keys, services)
+
+    def _rename(self, services: Mapping[int, Service]) -> None:
+        if services is self._named:
+            return
+        self._named = services
+        known = sorted(services.values(), key=lambda service: service.id)
+        self._ids = np.array([-1, *(service.id for service in known)], np.int32)
+        self._names = np.array(
+            [
+                (0, *(self._values.id(service.name) for service in known)),
+                (0, *(self._values.id(service.namespace or None) for service in known)),
+            ],
+            np.int32,
+        )
+
+    def _fill_server_address(self, batch: RequestBatch) -> None:
+        """``server.address`` of rows without one: the address of the side that serves; the port likewise."""
+        at = _column(batch, semconv.SERVER_ADDRESS)
+        if at is None:
+            return
+        rows = np.flatnonzero((batch.dims[:, at] == 0) & (batch.local_port != 0))
+        if not rows.size:
+            return
+        server = (batch.kind[rows] == SpanKind.SERVER)[:, None]
+        address = np.where(server, batch.local_address[rows], batch.remote_address[rows])
+        keys = self._hash(address)
+        ids = self._addresses.lookup(keys)
+        missing = np.flatnonzero(ids < 0)
+        if missing.size:
+            distinct, first, inverse = np.unique(keys[missing], return_index=True, return_inverse=True)
+            made = np.array([self._values.id(_text(address[row].tobytes())) for row in missing[first]], np.int32)
+            self._addresses.insert(distinct, made)
+            ids[missing] = made[inverse]
+        batch.dims[rows, at] = ids
+        port_at = _column(batch, semconv.SERVER_PORT)
+        if port_at is None:
+            return
+        ports = np.where(server[:, 0], batch.local_port[rows], batch.remote_port[rows])
+        numbers, inverse = np.unique(ports, return_inverse=True)
+        port_ids = np.array([self._values.id(int(port)) for port in numbers], np.int32)[inverse]
+        batch.dims[rows, port_at] = np.where(batch.dims[rows, port_at] == 0, port_ids, batch.dims[rows, port_at])
+
+
+def _column(batch: RequestBatch, name: str) -> int | None:
+    return batch.dim_names.index(name) if name in batch.dim_names else None
+
+
+def _text(address: bytes) -> str:
+    parsed = ipaddress.IPv6Address(address)
+    return str(parsed.ipv4_mapped or parsed)
