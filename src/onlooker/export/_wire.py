@@ -6,6 +6,7 @@ Spans are laid out by numpy, not by protobuf objects: those cost 14 µs a span, 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,3 +125,42 @@ def copy_ragged(out: U1, to: I8, pool: U1, start: I8, length: I8, piece: int) ->
         _windows(out, width)[to[~inside]] = _windows(tail, width)[start[~inside] - base]
     else:
         _windows(out, width)[to] = _windows(pool, width)[start]
+
+
+def fields(data: bytes, limit: int = 1000) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message, as far as it makes sense: answers of a receiver are not to be trusted.
+
+    Yields:
+        Field number, and an int (varint) or bytes; fixed-width fields as bytes.  Ends silently at the first nonsense.
+    """
+    place = 0
+    for _ in range(limit):
+        tag, place = _read_varint(data, place)
+        if place < 0:
+            return
+        kind = tag & 7
+        if kind == 0:
+            value, place = _read_varint(data, place)
+            if place < 0:
+                return
+            yield tag >> 3, value
+            continue
+        width, place = _read_varint(data, place) if kind == 2 else ({1: 8, 5: 4}.get(kind, -1), place)
+        if place < 0 or width < 0 or place + width > len(data):
+            return
+        yield tag >> 3, data[place : place + width]
+        place += width
+
+
+def _read_varint(data: bytes, place: int) -> tuple[int, int]:
+    """Value and the place behind it; the place is -1 if there is none."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if place >= len(data):
+            return 0, -1
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, place
+    return 0, -1
