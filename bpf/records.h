@@ -14,6 +14,9 @@
 	_Static_assert(((sizeof(struct name) + 8) & (sizeof(struct name) + 7)) == 0,               \
 		       #name ": the size plus 8 must be a power of two, pad by hand")
 
+/* Likewise for an enum, which goes into the same generated module. */
+#define VALUES(name) const enum name *name##__values __attribute__((weak))
+
 #define HTTP_TEXT_SIZE 88
 #define HTTP_LONG_TEXT_SIZE 344
 #define TEXT_RECORD_SIZE 4048
@@ -27,6 +30,7 @@ enum record_kind {
 	RECORD_SEGMENT = 5,	/* struct segment_record */
 	RECORD_SEGMENT_LONG = 6, /* struct segment_long_record */
 };
+VALUES(record_kind);
 
 /* Which side of the connection the watched process is on; OTLP's numbers for the span kind. */
 enum role {
@@ -34,11 +38,13 @@ enum role {
 	ROLE_SERVER = 2,
 	ROLE_CLIENT = 3,
 };
+VALUES(role);
 
 enum direction {
 	DIRECTION_RECEIVE = 0,
 	DIRECTION_SEND = 1,
 };
+VALUES(direction);
 
 enum process_event {
 	PROCESS_FORK = 1,   /* a watched process made a child, which is watched from its first instruction */
@@ -46,6 +52,7 @@ enum process_event {
 	PROCESS_EXIT = 3,   /* the last thread of a watched process is gone */
 	PROCESS_LISTEN = 4, /* any process of the host began to listen on a TCP port */
 };
+VALUES(process_event);
 
 struct process_record {
 	__u8 kind;
@@ -78,6 +85,7 @@ enum http_method {
 	HTTP_METHOD_PATCH = 9,
 	HTTP_METHOD_QUERY = 10,
 };
+VALUES(http_method);
 
 /* Why a request ended without a (whole) response.  Never a made-up status. */
 enum request_error {
@@ -87,6 +95,7 @@ enum request_error {
 	REQUEST_LOCAL_CLOSED = 3,	/* the watched process closed before the response was whole */
 	REQUEST_TIMED_OUT = 4,		/* the kernel gave the connection up (ETIMEDOUT) */
 };
+VALUES(request_error);
 
 enum request_flags {
 	REQUEST_HALF = 1 << 0,		/* pipelined: this record has the request only */
@@ -99,7 +108,9 @@ enum request_flags {
 	REQUEST_UPGRADED = 1 << 7,	/* 101, or 2xx to CONNECT: no HTTP on this connection from here on */
 	REQUEST_STREAM = 1 << 8,	/* content type text/event-stream: the duration is the stream's life */
 	BYTES_UNSEEN = 1 << 9,		/* part of a body moved past the hooks (splice, sockmap) */
+	REQUESTS_OVER = 1 << 10,	/* with RESPONSE_HALF: so end all requests up to this sequence */
 };
+VALUES(request_flags);
 
 /* Where trace_id and parent_span_id come from. */
 enum parent_source {
@@ -109,6 +120,7 @@ enum parent_source {
 	PARENT_PEER = 3,	/* the client request at the other end of the same connection */
 	PARENT_AMBIGUOUS = 4,	/* root, because several server requests could be the parent */
 };
+VALUES(parent_source);
 
 #define HTTP_RECORD_HEAD                                                                           \
 	__u8 kind;                                                                                 \
@@ -184,6 +196,7 @@ enum protocol {
 	PROTOCOL_TLS = 10,
 	PROTOCOL_OTHER = 11,	/* looked at and named as unknown */
 };
+VALUES(protocol);
 
 enum segment_flags {
 	SEGMENT_CUT = 1 << 0,		/* payload holds less than length bytes: captured_head of the
@@ -195,6 +208,7 @@ enum segment_flags {
 	SEGMENT_EOF = 1 << 5,		/* the direction ended */
 	SEGMENT_CONTINUED = 1 << 6,	/* the next record of this direction carries on with the same transfer */
 };
+VALUES(segment_flags);
 
 /* Bytes that one call moved over a connection whose messages user space takes apart. */
 #define SEGMENT_RECORD_HEAD                                                                        \
@@ -249,3 +263,4 @@ enum loss_reason {
 	LOSS_BYTES_UNSEEN = 8,		/* bytes moved past the hooks where a message head was due */
 	LOSS_REASONS = 9,
 };
+VALUES(loss_reason);

@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Trace context: identities of requests, the request that a thread is serving, and the client's
+ * request at the other end of a connection on this host.  Where the parent is not certain there
+ * is none.
+ */
+#pragma once
+
+/* The server requests that are open in a thread. */
+struct thread {
+	__u32 open;		/* server requests begun and not finished by this thread */
+	__u32 sequence;
+	__u64 connection_id;	/* of the newest */
+	struct context context; /* of the newest */
+	__u64 message_vector;	/* sendmmsg, recvmmsg: the vector of the call that is under way */
+	__u32 message_index;
+	__u8 handed_out;	/* the context became somebody's parent: it must not change any more */
+	__u8 pad[3];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct thread);
+} threads SHARED_MAP;
+
+/*
+ * The open server requests of a process whose threads are no certain context.  The sums make the
+ * ids of the only open request readable without a list: with one open, the sum is its id.
+ */
+struct process {
+	__u64 open;
+	__u64 changes;
+	__u64 trace_id_sum[2];
+	__u64 span_id_sum;
+	__u64 flags_sum;
+	__u64 parent_span_id; /* the newest that became somebody's parent */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, PROCESSES_MAX);
+	__type(key, __u32);
+	__type(value, struct process);
+} processes SHARED_MAP;
+
+/* What a client leaves for the server at the other end of its connection. */
+struct client_context {
+	__u64 trace_id[2];
+	__u64 span_id;
+	__u64 mono_ns;
+	__u32 stamp; /* of the request's first byte: TCP sequence number, or offset in a UNIX stream */
+	__u8 trace_flags;
+	__u8 pad[3];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CONTEXTS_MAX);
+	__type(key, __u64);
+	__type(value, struct client_context);
+} client_contexts SHARED_MAP;
+
+/* Requests whose end another task saw (a reset, a close from elsewhere): threads to put right, by tid. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, PROCESSES_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} ended_elsewhere SHARED_MAP;
+
+#define CLIENT_CONTEXT_AGE_NS (60ULL * 1000 * 1000 * 1000)
+
+/* A bijective mixer (the finaliser of SplitMix64): spreads a counter or a sum over all bits. */
+static __always_inline __u64 mix(__u64 x)
+{
+	x ^= x >> 30;
+	x *= 0xbf58476d1ce4e5b9ULL;
+	x ^= x >> 27;
+	x *= 0x94d049bb133111ebULL;
+	return x ^ x >> 31;
+}
+
+static __always_inline __u64 random_id(void)
+{
+	__u64 id = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+
+	return id ? id : 1; /* all zero means none */
+}
+
+static __always_inline struct thread *current_thread(bool make)
+{
+	return bpf_task_storage_get(&threads, bpf_get_current_task_btf(), NULL,
+				    make ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
+}
+
+static __always_inline __u32 next_message(struct thread *thread, __u64 vector, __u32 count)
+{
+	__u32 index = 0;
+
+	if (!thread)
+		return 0;
+	if (thread->message_vector == vector && thread->message_index + 1 < count)
+		index = thread->message_index + 1;
+	thread->message_vector = vector;
+	thread->message_index = index;
+	return index;
+}
+
+/* A number that both ends of a connection on this host compute alike; the client's end first. */
+static __always_inline __u64 peer_key(const struct connection *c, __u64 server_socket, bool client)
+{
+	const __u64 *client_address = (const __u64 *)(client ? c->local_address : c->remote_address);
+	const __u64 *server_address = (const __u64 *)(client ? c->remote_address : c->local_address);
+	__u64 ports;
+
+	if (c->family == AF_UNIX)
+		return server_socket ? mix(server_socket ^ secret) : 0;
+	ports = client ? (__u64)c->local_port << 16 | c->remote_port :
+			 (__u64)c->remote_port << 16 | c->local_port;
+	return mix(mix(client_address[0] ^ secret) + mix(client_address[1] + ports) +
+		   mix(server_address[0] - secret) * 3 + server_address[1]);
+}
+
+/* Take the client's context over, if it is there by now. */
+static __always_inline void resolve(struct context *context)
+{
+	struct client_context *client;
+
+	if (context->source != PARENT_NONE || !context->peer_key)
+		return;
+	client = bpf_map_lookup_elem(&client_contexts, &context->peer_key);
+	if (!client || client->stamp != context->peer_stamp)
+		return;
+	if (bpf_ktime_get_ns() - client->mono_ns > CLIENT_CONTEXT_AGE_NS)
+		return;
+	context->trace_id[0] = client->trace_id[0];
+	context->trace_id[1] = client->trace_id[1];
+	context->parent_span_id = client->span_id;
+	context->trace_flags = client->trace_flags;
+	context->source = PARENT_PEER;
+}
+
+static __always_inline void context_new(struct context *context, const struct http1_head *head)
+{
+	context->span_id = random_id();
+	context->peer_key = 0;
+	if (head->flags & HEAD_TRACEPARENT) {
+		context->trace_id[0] = head->trace_id[0];
+		context->trace_id[1] = head->trace_id[1];
+		context->parent_span_id = head->parent_span_id;
+		context->trace_flags = head->trace_flags;
+		context->source = PARENT_HEADER;
+		return;
+	}
+	context->trace_id[0] = mix(context->span_id ^ secret);
+	context->trace_id[1] = random_id();
+	context->parent_span_id = 0;
+	context->trace_flags = 1;
+	context->source = PARENT_NONE;
+}
+
+static __always_inline void process_sum(struct process *p, const struct context *context, __u64 sign)
+{
+	__sync_fetch_and_add(&p->changes, 1);
+	__sync_fetch_and_add(&p->open, sign);
+	__sync_fetch_and_add(&p->trace_id_sum[0], context->trace_id[0] * sign);
+	__sync_fetch_and_add(&p->trace_id_sum[1], context->trace_id[1] * sign);
+	__sync_fetch_and_add(&p->span_id_sum, context->span_id * sign);
+	__sync_fetch_and_add(&p->flags_sum, context->trace_flags * sign);
+	__sync_fetch_and_add(&p->changes, 1);
+}
+
+/* Take off what ended elsewhere; which request remains is then not certain any more. */
+static __always_inline void thread_settle(struct thread *thread)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	__u32 *ended;
+
+	if (!thread->open)
+		return;
+	ended = bpf_map_lookup_elem(&ended_elsewhere, &tid);
+	if (!ended)
+		return;
+	thread->open = thread->open > *ended ? thread->open - *ended : 0;
+	thread->connection_id = 0;
+	bpf_map_delete_elem(&ended_elsewhere, &tid);
+}
+
+/* A server request begins in the current thread: what the thread sends from now on is its child. */
+static __always_inline void context_enter(struct connection *c, struct exchange *x)
+{
+	struct thread *thread = current_thread(true);
+
+	if (thread) {
+		thread_settle(thread);
+		thread->open++;
+		thread->connection_id = c->id;
+		thread->sequence = x->sequence;
+		thread->context = x->context;
+		thread->handed_out = 0;
+	}
+	x->counted = 1;
+	if (flags_of(x->tgid) & PROCESS_THREAD_UNCERTAIN) {
+		struct process *p = bpf_map_lookup_elem(&processes, &x->tgid);
+
+		if (!p) {
+			struct process fresh = {};
+
+			bpf_map_update_elem(&processes, &x->tgid, &fresh, BPF_ANY);
+			p = bpf_map_lookup_elem(&processes, &x->tgid);
+		}
+		if (p) {
+			process_sum(p, &x->context, 1);
+			x->counted = 2;
+		}
+	}
+}
+
+/* The request is over, in this thread or in another. */
+static __always_inline void context_leave(struct connection *c, struct exchange *x)
+{
+	struct thread *thread;
+
+	if (!x->counted)
+		return;
+	if (x->counted == 2) {
+		struct process *p = bpf_map_lookup_elem(&processes, &x->tgid);
+
+		if (p) {
+			process_sum(p, &x->context, -1ULL);
+			if (p->parent_span_id == x->context.span_id)
+				x->context.peer_key = 0;
+		}
+	}
+	x->counted = 0;
+	thread = current_thread(false);
+	if (thread && thread->connection_id == c->id && thread->sequence == x->sequence) {
+		/* its children were told this trace: an answer from the peer comes too late */
+		if (thread->handed_out && x->context.source == PARENT_NONE) {
+			x->context = thread->context;
+			x->context.peer_key = 0;
+		}
+		thread->connection_id = 0;
+	}
+	if (x->tid == (__u32)bpf_get_current_pid_tgid()) {
+		if (thread && thread->open)
+			thread->open--;
+	} else {
+		__u32 one = 1, *ended = bpf_map_lookup_elem(&ended_elsewhere, &x->tid);
+
+		if (ended)
+			__sync_fetch_and_add(ended, 1);
+		else
+			bpf_map_update_elem(&ended_elsewhere, &x->tid, &one, BPF_ANY);
+	}
+}
+
+/* A client request begins in the current thread: whose child is it? */
+static __always_inline void context_inherit(struct context *context, __u32 tgid)
+{
+	struct thread *thread;
+
+	if (context->source != PARENT_NONE)
+		return;
+	if (flags_of(tgid) & PROCESS_THREAD_UNCERTAIN) {
+		struct process *p = bpf_map_lookup_elem(&processes, &tgid);
+		__u64 changes, trace_id[2], span_id, flags;
+
+		if (!p || !p->open)
+			return;
+		context->source = PARENT_AMBIGUOUS;
+		changes = *(volatile __u64 *)&p->changes;
+		trace_id[0] = *(volatile __u64 *)&p->trace_id_sum[0];
+		trace_id[1] = *(volatile __u64 *)&p->trace_id_sum[1];
+		span_id = *(volatile __u64 *)&p->span_id_sum;
+		flags = *(volatile __u64 *)&p->flags_sum;
+		if (p->open != 1 || changes & 1 || *(volatile __u64 *)&p->changes != changes)
+			return; /* several are open, or they change right now */
+		p->parent_span_id = span_id;
+		context->trace_id[0] = trace_id[0];
+		context->trace_id[1] = trace_id[1];
+		context->parent_span_id = span_id;
+		context->trace_flags = (__u8)flags;
+		context->source = PARENT_THREAD;
+		return;
+	}
+	thread = current_thread(false);
+	if (!thread)
+		return;
+	thread_settle(thread);
+	if (!thread->open)
+		return;
+	if (thread->open > 1 || !thread->connection_id) {
+		context->source = PARENT_AMBIGUOUS;
+		return;
+	}
+	resolve(&thread->context);
+	thread->handed_out = 1;
+	context->trace_id[0] = thread->context.trace_id[0];
+	context->trace_id[1] = thread->context.trace_id[1];
+	context->parent_span_id = thread->context.span_id;
+	context->trace_flags = thread->context.trace_flags;
+	context->source = PARENT_THREAD;
+}
+
+/* Leave the context of a client request for the server at the other end. */
+static __always_inline void context_publish(const struct context *context, __u64 now)
+{
+	struct client_context client = {
+		.trace_id = {context->trace_id[0], context->trace_id[1]},
+		.span_id = context->span_id,
+		.mono_ns = now,
+		.stamp = context->peer_stamp,
+		.trace_flags = context->trace_flags,
+	};
+
+	if (context->peer_key)
+		bpf_map_update_elem(&client_contexts, &context->peer_key, &client, BPF_ANY);
+}

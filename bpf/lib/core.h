@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * on_bytes: what every hook calls after bytes have moved over a socket.  Cheapest refusal first:
+ * the process, the result, the socket's kind, a socket once found to be of no interest.
+ */
+#pragma once
+
+/* Which protocol do the first bytes of a connection speak?  True: handled, or nothing to do yet. */
+static __always_inline bool classify(struct connection *c, struct work *w, __u32 direction, __u64 now)
+{
+	struct stream *s = &c->streams[direction & 1];
+	__u32 carry = s->carry_length, n, length;
+	int verdict;
+
+	if (carry > 16)
+		carry = 0;
+	if (carry)
+		bpf_probe_read_kernel(w->window.bytes, at_most(carry, 16), s->carry);
+	else
+		s->start_mono_ns = now;
+	n = read_window(direction, carry, 32);
+	verdict = VERDICT_NO;
+	length = carry + n;
+	if (n) {
+		w->window.length = length;
+		verdict = classify_window(direction);
+	}
+	if (verdict == VERDICT_REQUEST || verdict == VERDICT_RESPONSE) {
+		c->protocol = PROTOCOL_HTTP1;
+		c->request_direction = verdict == VERDICT_REQUEST ? direction : !direction;
+		s->carry_length = carry;
+		/* what the other direction kept was not HTTP */
+		c->streams[(!direction) & 1].carry_length = 0;
+		return true;
+	}
+	if (verdict == VERDICT_MORE && length <= 16) {
+		bpf_probe_read_kernel(s->carry, at_most(length, 16), w->window.bytes);
+		s->carry_length = length;
+		return false;
+	}
+	s->carry_length = 0;
+	if (++c->tries >= CLASSIFY_TRIES)
+		c->protocol = PROTOCOL_OTHER;
+	return false;
+}
+
+/* Follow the transfer's bytes through the messages they belong to. */
+static __always_inline void follow(struct connection *c, struct sock *sk, struct work *w, __u32 direction)
+{
+	if (direction == c->request_direction)
+		locate(c, sk, w, direction);
+	for (int i = 0; i < STEPS_MAX; i++) {
+		int again = http1_step(c, w, direction);
+
+		if (w->head_of)
+			request_context(c, w, direction);
+		if (w->emit)
+			emit(c, w);
+		if (!again)
+			return;
+	}
+	count_loss(LOSS_STEPS);
+}
+
+/* A transfer failed, or the peer closed: the end of a UNIX stream is seen in no other way. */
+static __always_inline void on_end(struct connection *c, struct work *w, __u32 direction, int result)
+{
+	if (!result) {
+		if (direction == DIRECTION_RECEIVE && c->request_direction == DIRECTION_SEND)
+			abandon(c, w, bpf_ktime_get_ns(), REQUEST_PEER_CLOSED);
+		return;
+	}
+	if (result == -ECONNRESET || result == -EPIPE)
+		c->error = REQUEST_RESET;
+	else if (result == -ETIMEDOUT)
+		c->error = REQUEST_TIMED_OUT;
+	else
+		return;
+	if (c->family == AF_UNIX)
+		abandon(c, w, bpf_ktime_get_ns(), c->error);
+}
+
+/* `result` bytes have moved over `sk` in `direction`; the caller is still in its system call. */
+static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result, int flags)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct connection *c;
+	struct stream *s;
+	struct call call;
+	struct work *w;
+	__u16 family;
+
+	if (!(flags_of(tgid) & PROCESS_WATCHED) || result == -EAGAIN)
+		return 0;
+	if (flags & (MSG_PEEK | MSG_ERRQUEUE) && direction == DIRECTION_RECEIVE)
+		return 0;
+	if (sk->sk_type != SOCK_STREAM)
+		return 0;
+	family = sk->__sk_common.skc_family;
+	if (family != AF_INET && family != AF_INET6 && family != AF_UNIX)
+		return 0;
+	c = connection_of(sk);
+	if (!c) {
+		if (result <= 0)
+			return 0;
+		c = connection_make(sk);
+		if (!c)
+			return 0;
+	}
+	if (c->protocol == PROTOCOL_OTHER)
+		return 0;
+	w = work_of(direction);
+	if (!w)
+		return 0;
+	w->emit = EMIT_NONE;
+	w->head_of = 0;
+	if (result <= 0) {
+		on_end(c, w, direction, result);
+		return 0;
+	}
+	current_call(&call);
+	if (call.number == NR_sendmmsg || call.number == NR_recvmmsg) {
+		__u32 index = next_message(current_thread(true), call.arg1, (__u32)call.arg2);
+
+		w->source.length = result;
+		w->source.offset = 0;
+		source_message(&w->source, call.arg1 + index * sizeof(struct user_multi_message));
+	} else {
+		source_of_call(&w->source, result, &call);
+	}
+	if (direction == DIRECTION_RECEIVE && flags & MSG_TRUNC)
+		w->source.iov_count = 0; /* thrown away, not copied */
+
+	w->now_mono_ns = bpf_ktime_get_ns();
+	s = &c->streams[direction & 1];
+	s->bytes += result;
+	s->last_mono_ns = w->now_mono_ns;
+	if (c->protocol == PROTOCOL_UNKNOWN) {
+		if (!classify(c, w, direction, w->now_mono_ns))
+			return 0;
+		learn_addresses(c, sk);
+	}
+	if (c->protocol == PROTOCOL_HTTP1)
+		follow(c, sk, w, direction);
+	return 0;
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * One ring per record size.  The reader drains on a timer; it is woken only when a ring fills
+ * faster than the timer expects.
+ */
+#pragma once
+
+#define RING(name, bytes)                                                                          \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_RINGBUF);                                                \
+		__uint(max_entries, bytes);                                                        \
+	} name SHARED_MAP
+
+RING(ring_128, RING_128_SIZE);
+RING(ring_256, RING_256_SIZE);
+RING(ring_512, RING_512_SIZE);
+RING(ring_4096, RING_4096_SIZE);
+
+#define ring_reserve(ring, type)                                                                   \
+	({                                                                                         \
+		type *__record = bpf_ringbuf_reserve(&ring, sizeof(type), 0);                      \
+		if (!__record)                                                                     \
+			count_loss(LOSS_RING_FULL);                                                \
+		__record;                                                                          \
+	})
+
+#define ring_submit(ring, record)                                                                  \
+	bpf_ringbuf_submit(record, bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) >= wakeup_bytes ?   \
+					   BPF_RB_FORCE_WAKEUP :                                   \
+					   BPF_RB_NO_WAKEUP)

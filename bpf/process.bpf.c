@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Processes come, change and go; some begin to listen.  None of these programs runs per request. */
+#include "lib/kernel_types.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+#include "records.h"
+#include "settings.h"
+#include "lib/share.h"
+#include "lib/losses.h"
+#include "lib/rings.h"
+#include "lib/pid_filter.h"
+
+__u8 process_flags[PID_LIMIT];
+
+static __always_inline struct process_record *begin_record(__u8 event, struct task_struct *task)
+{
+	struct process_record *record = ring_reserve(ring_128, struct process_record);
+	__u32 tgid;
+
+	if (!record)
+		return NULL;
+	__builtin_memset(record, 0, sizeof(*record));
+	tgid = BPF_CORE_READ(task, tgid);
+	record->kind = RECORD_PROCESS;
+	record->event = event;
+	record->watched = flags_of(tgid) & PROCESS_WATCHED;
+	record->tgid = tgid;
+	record->parent_tgid = BPF_CORE_READ(task, real_parent, tgid);
+	record->mono_ns = bpf_ktime_get_ns();
+	record->start_boot_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	bpf_probe_read_kernel(record->comm, sizeof(record->comm), &task->comm);
+	return record;
+}
+
+static __always_inline void end_record(struct process_record *record)
+{
+	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP);
+}
+
+/* A child of a watched process is watched from its first instruction. */
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(tp_fork, struct task_struct *parent, struct task_struct *child)
+{
+	__u32 from = BPF_CORE_READ(parent, tgid), to = BPF_CORE_READ(child, tgid);
+	struct process_record *record;
+	__u8 flags = flags_of(from);
+
+	if (from == to || !(flags & PROCESS_WATCHED)) /* a thread, or nobody's business */
+		return 0;
+	process_flags[to & (PID_LIMIT - 1)] = flags;
+	record = begin_record(PROCESS_FORK, child);
+	if (record)
+		end_record(record);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(tp_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+{
+	struct process_record *record = begin_record(PROCESS_EXEC, task);
+
+	if (record)
+		end_record(record);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(tp_exit, struct task_struct *task)
+{
+	__u32 tgid = BPF_CORE_READ(task, tgid);
+	struct process_record *record;
+
+	if (!(flags_of(tgid) & PROCESS_WATCHED) || BPF_CORE_READ(task, signal, live.counter) > 0)
+		return 0;
+	record = begin_record(PROCESS_EXIT, task);
+	if (record) {
+		record->exit_code = BPF_CORE_READ(task, exit_code);
+		end_record(record);
+	}
+	/* The flags stay until user space has read the record: the sockets are closed only now. */
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tp_listen, struct sock *sk, int oldstate, int newstate)
+{
+	struct process_record *record;
+
+	if (newstate != TCP_LISTEN)
+		return 0;
+	record = begin_record(PROCESS_LISTEN, (struct task_struct *)bpf_get_current_task());
+	if (!record)
+		return 0;
+	record->family = (__u8)sk->__sk_common.skc_family;
+	record->port = sk->__sk_common.skc_num;
+	end_record(record);
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

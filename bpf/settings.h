@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Sizes, map capacities and load-time constants: the only numbers to tune. */
+#pragma once
+
+#define PID_LIMIT (1 << 22)	  /* PID_MAX_LIMIT of a 64-bit kernel */
+
+#define MAX_IOVECS 16		  /* of one call; what lies beyond counts as unreadable */
+#define HEAD_WINDOW 512		  /* bytes of user memory looked at in one go */
+#define CARRY_SIZE 256		  /* bytes of an unfinished line kept between two calls */
+#define LINE_KEPT 128		  /* of a header line longer than this only the beginning matters */
+#define STEPS_MAX 200		  /* pieces of messages walked in one call */
+#define PIPELINE_MAX 64		  /* requests in flight whose HEAD and CONNECT are told apart */
+#define HEAD_MAX (64 * 1024)	  /* a message head longer than this is given up */
+#define CLASSIFY_TRIES 12	  /* transfers looked at before a socket is left alone */
+
+/* Ring sizes in bytes; user space may set others before load. */
+#define RING_128_SIZE (256 * 1024)
+#define RING_256_SIZE (8 * 1024 * 1024)
+#define RING_512_SIZE (4 * 1024 * 1024)
+#define RING_4096_SIZE (4 * 1024 * 1024)
+
+#define CONTEXTS_MAX 16384	  /* client requests in flight whose server may be on this host */
+#define PROCESSES_MAX 8192	  /* processes whose threads are no execution contexts */
+
+/* Set before load; branches on them are pruned. */
+extern const volatile __u64 secret;	   /* random: keys of hashes that peers could otherwise collide */
+extern const volatile __u32 wakeup_bytes;  /* a ring filled this far wakes the reader */
