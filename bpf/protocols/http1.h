@@ -80,7 +80,7 @@ static __always_inline __u64 find_byte(__u64 word, __u8 byte)
 /* Index (0 to 7) of the lowest set bit 7. */
 static __always_inline __u32 first_found(__u64 found)
 {
-	return (__u32)((((found - 1) & ~found & EACH_BYTE(1ULL)) * EACH_BYTE(1ULL)) >> 56);
+	return (__u32)((((found - 1) & ~found & EACH_BYTE(0x80ULL)) >> 7) * EACH_BYTE(1ULL) >> 56);
 }
 
 /* The methods of RFC 9110, RFC 5789 and QUERY, with the space behind. */
