@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from onlooker.errors import ConfigError
 
@@ -96,7 +96,8 @@ def resolve_endpoint(signal: Signal, *, specific: str = "", common: str = "", pr
 
     Args:
         signal: What will be sent there.
-        specific: Endpoint of this signal alone; its path is used as it is.
+        specific: Endpoint of this signal alone; its path is used as it is.  Where it has none, not even ``/``, that of
+            the signal is appended: the specification would post to ``/``, which no receiver serves.
         common: Endpoint of all signals; ``/v1/traces`` or ``/v1/metrics`` is appended.
         protocol: One of `Protocol`'s values; empty: gRPC for a port that ends in 4317, else HTTP with protobuf.
 
@@ -128,7 +129,7 @@ def resolve_endpoint(signal: Signal, *, specific: str = "", common: str = "", pr
     secure = url.scheme == "https"
     path = ""
     if chosen is not Protocol.GRPC:
-        path = (url.path or "/") if specific else f"{url.path.rstrip('/')}/v1/{signal.value}"
+        path = url.path if specific and url.path else f"{url.path.rstrip('/')}/v1/{signal.value}"
         if url.query:
             path += f"?{url.query}"
         default_port = 443 if secure else 80
@@ -147,21 +148,14 @@ def _protocol(text: str) -> Protocol | None:
         raise ConfigError(f"no OTLP protocol is called {text!r}; there are {known}") from err
 
 
-def parse_headers(text: str) -> dict[str, str]:
-    """Headers as in ``OTEL_EXPORTER_OTLP_HEADERS``: ``key=value,key=value``, values percent-encoded.
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Refuse at start what would fail with every request.
 
     Raises:
-        ConfigError: A part is no pair, or would not make a header.  The message leaves out the value: it is a secret.
+        ConfigError: A name or value that no header can have.  The message leaves out the value: it may be a secret.
     """
-    headers: dict[str, str] = {}
-    for part in text.split(","):
-        if not part.strip():
-            continue
-        key, equals, value = part.partition("=")
-        key, value = key.strip().lower(), unquote(value.strip())
-        if not equals or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+", key):
-            raise ConfigError(f"header number {len(headers) + 1} is not of the form key=value")
+    for key, value in headers.items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", key):
+            raise ConfigError(f"{key!r} is not the name of a header")
         if not re.fullmatch(r"[\x20-\x7e]*", value):
             raise ConfigError(f"the value of header {key} has characters that no header may have")
-        headers[key] = value
-    return headers

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from onlooker.errors import AgentError, ExportError
-from onlooker.export.endpoint import Connection, Protocol, Signal
+from onlooker.export.endpoint import Connection, Protocol, Signal, check_headers
 from onlooker.export.queue import Chunk, ChunkQueue, DropPolicy
 from onlooker.export.retry import Backoff, RetryPolicy
 from onlooker.export.snapshot import MetricSnapshot
@@ -311,7 +311,7 @@ class MetricExporter(Exporter):
 
     def export(self, snapshot: MetricSnapshot) -> None:
         """Encode a snapshot and hand it over.  Costs about 10 µs a point: not for the capture thread."""
-        from onlooker.export.otlp_metrics import encode_metrics  # imported late: it brings protobuf, 8 MB
+        from onlooker.export.otlp_metrics import encode_metrics  # imported late: it brings protobuf
 
         self.put(encode_metrics(snapshot, version=self._version, max_bytes=self._limits.batch_bytes))
 
@@ -347,8 +347,9 @@ def make_transport(connection: Connection, *, version: str, stream: IO[str] | No
         stream: For `Protocol.DEBUG`; standard output if missing.
 
     Raises:
-        ConfigError: grpcio is missing, or a TLS file cannot be used.
+        ConfigError: grpcio is missing, a TLS file cannot be used, or a header is none.
     """
+    check_headers(connection.headers)
     match connection.endpoint.protocol:
         case Protocol.GRPC:
             from onlooker.export.grpc import GrpcTransport

@@ -1,4 +1,4 @@
-"""OTLP over gRPC.  grpcio is imported with the first transport: it costs about 15 MB and is optional.
+"""OTLP over gRPC.  grpcio is imported with the first transport: it costs about 12 MB and is optional.
 
 Requests are bytes already, so no serializer is given; answers come as bytes too.
 """

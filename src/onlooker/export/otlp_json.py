@@ -17,7 +17,7 @@ _IDS = ("traceId", "spanId", "parentSpanId")
 
 def to_json(data: bytes, signal: Signal) -> bytes:
     """A serialized export request of that signal as OTLP/JSON."""
-    from google.protobuf.json_format import MessageToDict  # imported late: 8 MB that only JSON needs
+    from google.protobuf.json_format import MessageToDict  # imported late: only JSON needs it
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onlooker.batches import RequestBatch, Service
+from onlooker.batches import SKIP_TRACES, RequestBatch, Service
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,10 @@ class Samplers:
         self._overrides: dict[int, Sampler] = {}
 
     def keep(self, batch: RequestBatch, services: Mapping[int, Service]) -> Mask:
-        """``(n,)`` bool: which rows become spans; the caller stores it in ``batch.keep``."""
+        """``(n,)`` bool: which rows become spans; the caller stores it in ``batch.keep``.
+
+        Rows of ignored routes (`SKIP_TRACES`) are never among them.
+        """
         if services is not self._services:  # replaced as a whole when it changes, see `Identities`
             self._services = services
             self._overrides = {s.id: self._make(s.sampler) for s in services.values() if s.sampler is not None}
@@ -168,6 +171,8 @@ class Samplers:
                 sampler = self._overrides.get(int(service_id))
                 if sampler is not None:
                     kept = np.where(batch.service == service_id, sampler.keep(batch), kept)
+        if len(batch.skip) == len(batch):
+            kept = kept & ((batch.skip & SKIP_TRACES) == 0)
         self.seen += len(batch)
         self.kept += int(kept.sum())
         return kept

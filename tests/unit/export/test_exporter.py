@@ -20,7 +20,7 @@ from onlooker.export.queue import Chunk
 from onlooker.export.retry import RetryPolicy
 from onlooker.export.transport import MAX_MESSAGE_CHARACTERS
 from support.otlp_receiver import Misbehaviour, OtlpReceiver
-from support.request_batches import a_batch, a_service, a_table
+from support.span_batches import a_batch, a_service, a_table
 
 QUICK = RetryPolicy(initial_interval_s=0.05, max_interval_s=0.2, max_elapsed_s=20.0)
 EAGER = Limits(batch_age_s=0.0)
@@ -475,7 +475,7 @@ def test_http_export_imports_neither_grpc_nor_protobuf() -> None:
 
 
 def test_a_404_at_the_root_says_what_was_probably_meant(receiver: OtlpReceiver) -> None:
-    endpoint = resolve_endpoint(Signal.TRACES, specific=receiver.endpoint())
+    endpoint = resolve_endpoint(Signal.TRACES, specific=receiver.endpoint() + "/")
     assert endpoint is not None
     transport = make_transport(Connection(endpoint), version="1")
     with pytest.raises(ExportError, match="/v1/traces meant"):

@@ -25,7 +25,7 @@ from onlooker.export.snapshot import (
     Point,
 )
 from support.otlp_receiver import OtlpReceiver
-from support.request_batches import a_service
+from support.span_batches import a_service
 
 START, NOW = 1_700_000_000_000_000_000, 1_700_000_060_000_000_000
 SERVICES = {1: a_service(1), 2: a_service(2, "stock"), 3: a_service(3, "quiet", exports=frozenset({"traces"}))}

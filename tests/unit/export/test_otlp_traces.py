@@ -14,7 +14,7 @@ from onlooker import semconv
 from onlooker.batches import AttributeValue, RequestBatch, Series, SeriesTable, Service, Text, Values
 from onlooker.export.otlp_traces import MAX_VALUE_BYTES, SpanEncoder
 from onlooker.export.queue import Chunk
-from support.request_batches import a_batch, a_series, a_service, a_table
+from support.span_batches import a_batch, a_series, a_service, a_table
 
 SERVICES = {1: a_service(1), 2: a_service(2, "stock"), 3: a_service(3, "quiet", exports=frozenset({"metrics"}))}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from onlooker.batches import RequestBatch, SeriesTable, Values
 from onlooker.export.printer import Printer, PrintFormat, escape
-from support.request_batches import START, a_batch, a_series, a_service, a_table
+from support.span_batches import START, a_batch, a_series, a_service, a_table
 
 SERVICES = {1: a_service(1, namespace="prod")}
 ROUTED = a_series(

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onlooker.batches import SKIP_METRICS, SKIP_TRACES
 from onlooker.sample import SAMPLERS, Samplers, make_sampler
-from support.request_batches import a_batch, a_service
+from support.span_batches import a_batch, a_service
 
 NONE, HEADER, THREAD, PEER, AMBIGUOUS = range(5)
 
@@ -139,6 +140,11 @@ def test_a_bad_override_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         samplers.keep(a_batch(1), {1: a_service(1, sampler=("traceidratio", "x"))})
     assert len(caplog.records) == 1
+
+
+def test_ignored_routes_are_never_kept() -> None:
+    batch = a_batch(4, skip=[0, SKIP_METRICS, SKIP_TRACES, SKIP_METRICS | SKIP_TRACES])
+    assert Samplers(make_sampler("always_on")).keep(batch, {}).tolist() == [True, True, False, False]
 
 
 def test_an_empty_batch() -> None:
