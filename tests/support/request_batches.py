@@ -1,126 +1,129 @@
-"""Builds request batches row by row: a builder states only what matters."""
+"""Builders of request batches for stages after ``assemble``: a test states only what matters to it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from onlooker import semconv
 from onlooker.batches import (
     AttributeValue,
+    Identities,
+    Process,
     RequestBatch,
-    Series,
-    SeriesTable,
     Service,
     SpanKind,
     StatusCode,
     Text,
+    Values,
 )
 
-START = 1_700_000_000_000_000_000
+HTTP_DIMS = (
+    semconv.HTTP_REQUEST_METHOD,
+    semconv.URL_SCHEME,
+    semconv.HTTP_RESPONSE_STATUS_CODE,
+    semconv.HTTP_ROUTE,
+    semconv.SERVER_ADDRESS,
+    semconv.SERVER_PORT,
+    semconv.ERROR_TYPE,
+)
+START_UNIX_NS = 1_700_000_000_000_000_000
 
 
-def a_service(service_id: int = 1, name: str = "shop", **changes: object) -> Service:
-    fields: dict[str, object] = {
-        "id": service_id,
-        "name": name,
-        "namespace": "",
-        "instance_id": f"host:{service_id}",
-        "language": "go",
-        "resource": (("service.name", name), ("service.instance.id", f"host:{service_id}")),
-    }
-    return Service(**(fields | changes))  # type: ignore[arg-type]  # a builder
+def a_service(service_id: int, name: str = "shop", **more: Any) -> Service:
+    namespace = more.pop("namespace", "")
+    instance = more.pop("instance_id", f"host:{service_id}")
+    resource = (
+        (semconv.SERVICE_NAME, name),
+        *(((semconv.SERVICE_NAMESPACE, namespace),) if namespace else ()),
+        (semconv.SERVICE_INSTANCE_ID, instance),
+        *more.pop("resource", ()),
+    )
+    return Service(service_id, name, namespace, instance, more.pop("language", "python"), resource, **more)
 
 
-def a_series(series_id: int = 0, **changes: object) -> Series:
-    fields: dict[str, object] = {
-        "id": series_id,
-        "generation": 1,
-        "service_id": 1,
-        "protocol": 1,
-        "kind": SpanKind.SERVER,
-        "name": "GET /cart",
-        "status": StatusCode.UNSET,
-        "attributes": {"http.request.method": "GET", "http.response.status_code": 200},
-    }
-    return Series(**(fields | changes))  # type: ignore[arg-type]  # a builder
+def identities_of(*services: Service) -> Identities:
+    """Each service has one process, with the pid 1000 plus the service's id."""
+    identities = Identities()
+    for service in services:
+        identities.add_service(service)
+        identities.add_process(
+            Process(service.id + 100, 1000 + service.id, START_UNIX_NS, "/bin/x", "x", service.language, service.id)
+        )
+    return identities
 
 
-def a_table(*series: Series) -> SeriesTable:
-    table = SeriesTable()
-    table.rows.extend(series or (a_series(),))
-    return table
+def address(text: str) -> bytes:
+    return bytes(10) + b"\xff\xff" + bytes(int(part) for part in text.split("."))
 
 
-def a_batch(
-    n: int = 1,
-    *,
-    varying: Mapping[str, Text | Sequence[int] | Sequence[bytes | None]] | None = None,
-    dims: Sequence[Sequence[int]] | None = None,
-    dim_names: tuple[str, ...] = (),
-    **columns: object,
+def a_request(**fields: Any) -> dict[str, Any]:
+    """One HTTP request; see `requests` for the fields."""
+    return fields
+
+
+def requests(
+    values: Values, rows: Sequence[Mapping[str, Any]], *, dim_names: Sequence[str] = HTTP_DIMS
 ) -> RequestBatch:
-    """A batch of ``n`` rows; columns may be given as one value for all rows or as a sequence."""
-    rows = np.arange(1, n + 1)
+    """A batch of rows, each with: path, query, method, code, service, kind, duration_ns, request_bytes,
+    response_bytes, stream, status, name, route, protocol, local, remote (address, port), dims (more attributes).
+    """
+    n = len(rows)
 
-    def ids(width: int, first: int) -> np.ndarray:
-        out = np.zeros((n, width), np.uint8)
-        out[:, 0] = first
-        out[:, -4:] = rows.astype(">u4").view(np.uint8).reshape(n, 4)
-        return out
+    def column(key: str, default: Any, dtype: Any) -> Any:
+        return np.array([row.get(key, default) for row in rows], dtype)
 
-    defaults: dict[str, tuple[object, type]] = {
-        "protocol": (1, np.uint8),
-        "kind": (SpanKind.SERVER, np.uint8),
-        "pid": (100, np.int32),
-        "tid": (100, np.int32),
-        "connection": (rows, np.uint64),
-        "start_unix_ns": (START + rows, np.int64),
-        "request_end_unix_ns": (START + rows + 1_000, np.int64),
-        "response_start_unix_ns": (START + rows + 2_000_000, np.int64),
-        "end_unix_ns": (START + rows + 3_000_000, np.int64),
-        "request_bytes": (-1, np.int64),
-        "response_bytes": (-1, np.int64),
-        "local_port": (8080, np.uint16),
-        "remote_port": (50000, np.uint16),
-        "trace_flags": (1, np.uint8),
-        "parent_source": (0, np.uint8),
-        "status": (StatusCode.UNSET, np.uint8),
-        "stream": (False, np.bool_),
-        "name": (0, np.int32),
-        "process": (1, np.int32),
-        "service": (1, np.int32),
-        "series": (0, np.int32),
-        "keep": (True, np.bool_),
-    }
-    wide: dict[str, np.ndarray] = {
-        "local_address": np.tile(np.frombuffer(bytes(10) + b"\xff\xff\x7f\x00\x00\x01", np.uint8), (n, 1)),
-        "remote_address": np.tile(np.frombuffer(bytes(10) + b"\xff\xff\x7f\x00\x00\x02", np.uint8), (n, 1)),
-        "trace_id": ids(16, 0xA0),
-        "span_id": ids(8, 0xB0),
-        "parent_span_id": np.zeros((n, 8), np.uint8),
-    }
-    made: dict[str, object] = {}
-    for key, (value, kind) in defaults.items():
-        made[key] = np.broadcast_to(np.asarray(columns.pop(key, value), kind), (n,)).copy()
-    for key, matrix in wide.items():
-        value = columns.pop(key, matrix)
-        if isinstance(value, list):
-            value = np.frombuffer(b"".join(value), np.uint8).reshape(n, -1)
-        made[key] = value
-    if columns:
-        raise TypeError(f"no such columns: {', '.join(columns)}")
-    made["dims"] = np.asarray(dims, np.int32) if dims is not None else np.zeros((n, len(dim_names)), np.int32)
-    made["dim_names"] = dim_names
-    made["varying"] = {
-        key: column
-        if isinstance(column, Text)
-        else np.asarray(column, np.int64)
-        if all(isinstance(value, int) for value in column)
-        else Text.of(list(column))  # type: ignore[arg-type]  # told apart above
-        for key, column in (varying or {}).items()
-    }
-    return RequestBatch(**made)  # type: ignore[arg-type]  # a builder
-
-
-Attributes = Mapping[str, AttributeValue]
+    dims = np.zeros((n, len(dim_names)), np.int32)
+    for i, row in enumerate(rows):
+        attributes: dict[str, AttributeValue | None] = {}
+        if "protocol" not in row or row["protocol"] == 1:
+            attributes = {
+                semconv.HTTP_REQUEST_METHOD: row.get("method", "GET"),
+                semconv.URL_SCHEME: "http",
+                semconv.HTTP_RESPONSE_STATUS_CODE: row.get("code", 200),
+                semconv.HTTP_ROUTE: row.get("route"),
+                semconv.SERVER_ADDRESS: "shop.example",
+                semconv.SERVER_PORT: 8080,
+            }
+        attributes.update(row.get("dims", {}))
+        for j, name in enumerate(dim_names):
+            dims[i, j] = values.id(attributes.get(name))
+    status = [row.get("status", StatusCode.ERROR if row.get("code", 200) >= 500 else StatusCode.UNSET) for row in rows]
+    starts = START_UNIX_NS + np.arange(n, dtype=np.int64)
+    local = [row.get("local", ("10.0.0.1", 8080)) for row in rows]
+    remote = [row.get("remote", ("10.0.0.2", 40000)) for row in rows]
+    return RequestBatch(
+        protocol=column("protocol", 1, np.uint8),
+        kind=column("kind", SpanKind.SERVER, np.uint8),
+        pid=np.array([row.get("pid", 1000 + row.get("service", 1)) for row in rows], np.int32),
+        tid=np.zeros(n, np.int32),
+        connection=np.arange(n, dtype=np.uint64),
+        start_unix_ns=starts,
+        request_end_unix_ns=starts,
+        response_start_unix_ns=starts,
+        end_unix_ns=starts + column("duration_ns", 1_000_000, np.int64),
+        request_bytes=column("request_bytes", 0, np.int64),
+        response_bytes=column("response_bytes", 100, np.int64),
+        local_address=np.frombuffer(b"".join(address(a) for a, _ in local), np.uint8).reshape(n, 16),
+        remote_address=np.frombuffer(b"".join(address(a) for a, _ in remote), np.uint8).reshape(n, 16),
+        local_port=np.array([port for _, port in local], np.uint16),
+        remote_port=np.array([port for _, port in remote], np.uint16),
+        trace_id=np.arange(n * 16, dtype=np.uint8).reshape(n, 16),
+        span_id=np.arange(n * 8, dtype=np.uint8).reshape(n, 8),
+        parent_span_id=np.zeros((n, 8), np.uint8),
+        trace_flags=np.ones(n, np.uint8),
+        parent_source=np.zeros(n, np.uint8),
+        status=np.array(status, np.uint8),
+        stream=column("stream", False, np.bool_),
+        dims=dims,
+        dim_names=tuple(dim_names),
+        name=np.array([values.id(row.get("name")) for row in rows], np.int32),
+        varying={
+            semconv.URL_PATH: Text.of([row.get("path", b"/") for row in rows]),
+            semconv.URL_QUERY: Text.of([row.get("query") for row in rows]),
+        },
+        service=column("service", 1, np.int32),
+        process=column("service", 1, np.int32) + 100,
+    )
