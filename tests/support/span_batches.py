@@ -105,7 +105,7 @@ def a_batch(
     for key, matrix in wide.items():
         value = columns.pop(key, matrix)
         if isinstance(value, list):
-            value = np.frombuffer(b"".join(value), np.uint8).reshape(n, -1)
+            value = np.frombuffer(b"".join(value), np.uint8).reshape(matrix.shape)
         made[key] = value
     if "skip" in columns:
         made["skip"] = np.asarray(columns.pop("skip"), np.uint8)
