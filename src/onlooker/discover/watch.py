@@ -183,9 +183,7 @@ class Watcher:
                     news.setdefault(pid, _News()).kernel_watches |= bool(watched)
             elif event == EXIT:
                 news.pop(pid, None)
-                known = self.decisions.get(pid)
-                if known is not None and (known.start_ticks == start_ticks or not start_boot_ns):
-                    self._forget(known, tell_filter=False)  # the kernel took it out of its filter already
+                self._exited(pid, start_ticks)
             elif event in (EXEC, LISTEN):
                 entry = news.setdefault(pid, _News())
                 entry.kernel_watches |= bool(watched)
@@ -281,10 +279,19 @@ class Watcher:
             )
         )  # fmt: skip
         self._set_context(pid, parent.trust_thread)
+        self._tell(pid, watch=True)  # as the kernel did, unless the pid's last owner was taken out since
         self.counters.watched += 1
         if parent.member.language.runtime == "php":  # the child will say which pool it serves
             self._later[pid] = self._now() + SETTLE_S
         return True
+
+    def _exited(self, pid: int, start_ticks: int) -> None:
+        """The kernel lets a dead process through until it is told, so that its last sockets are seen."""
+        known = self.decisions.get(pid)
+        if known is None or not known.watched:
+            self._tell(pid, watch=False)
+        elif known.start_ticks == start_ticks:  # else it is a later process with the same pid
+            self._forget(known, tell_filter=True)
 
     # Deciding
 
@@ -312,7 +319,10 @@ class Watcher:
         if known is not None:
             known.parent = process.stat.parent
             ports |= known.ports if _same_image(known, process) else frozenset()
-            if known.watched and _same_image(known, process) and known.exe == process.exe:
+            hidden = known.image == (0, 0) and executed
+            if known.watched and _same_image(known, process) and not hidden:
+                if executed:
+                    self._tell(pid, watch=True)
                 if ports != known.ports or settled:
                     known.ports = ports
                     self._look_again(known, process)

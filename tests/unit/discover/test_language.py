@@ -110,10 +110,10 @@ def test_devices_and_missing_files_are_no_programs(tmp_path: Path) -> None:
     ("exe", "expected"),
     [
         ("/usr/bin/python3.11", Language("python", "cpython", "3.11", True)),
-        ("/root/.pyenv/versions/3.12.4/bin/python3.12", Language("python", "cpython", "3.12.4", True)),
+        ("/home/ann/.pyenv/versions/3.12.4/bin/python3.12", Language("python", "cpython", "3.12.4", True)),
         ("/opt/pypy/bin/pypy3", Language("python", "pypy", "3", True)),
         ("/usr/bin/node", Language("nodejs", "nodejs", "", True)),
-        ("/root/.nvm/versions/node/v20.20.2/bin/node", Language("nodejs", "nodejs", "20.20.2", True)),
+        ("/home/ann/.nvm/versions/node/v20.20.2/bin/node", Language("nodejs", "nodejs", "20.20.2", True)),
         ("/usr/bin/deno", Language("nodejs", "deno", "", True)),
         ("/usr/lib/jvm/java-17-openjdk-amd64/bin/java", Language("java", "java", "17", True)),
         ("/usr/lib/jvm/java-8-openjdk/jre/bin/java", Language("java", "java", "8", True)),

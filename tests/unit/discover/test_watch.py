@@ -192,6 +192,25 @@ def test_a_forked_child_is_registered_although_it_is_gone_already(fake: FakeProc
     assert entry.start_unix_ns == BOOT_UNIX_NS + 5000 * 10_000_000
     assert scene.instance(500) == "box:70"
     assert 500 not in scene.watcher.decisions
+    assert scene.kernel.pids == {70}
+
+
+def test_a_dead_process_is_taken_out_of_the_filter_once_its_exit_was_read(fake: FakeProc) -> None:
+    fake.add(70, exe="/srv/shop")
+    scene = Scene(fake, by_path("/srv/*"))
+    scene.kernel.pids.add(71)  # let through by the kernel, never known here
+    scene.feed((EXIT, 70, {}), (EXIT, 71, {}))
+    assert scene.kernel.pids == set()
+    assert scene.identities.processes[scene.identities.by_pid[70]].ended
+
+
+def test_a_pid_that_a_new_child_took_over_stays_in_the_filter(fake: FakeProc) -> None:
+    fake.add(70, exe="/srv/shop")
+    fake.add(71, exe="/srv/shop", parent=70)
+    scene = Scene(fake, by_path("/srv/*"))
+    scene.feed((EXIT, 71, {}), (FORK, 71, {"parent_tgid": 70, "watched": 1, "start_boot_ns": 99_000_000_000}))
+    assert scene.kernel.pids == {70, 71}
+    assert not scene.identities.processes[scene.identities.by_pid[71]].ended
 
 
 def test_a_child_that_runs_another_program_is_let_go(fake: FakeProc) -> None:
