@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Installs and builds the servers and clients of tests/live/zoo on a Debian machine, into build/zoo.
+# Safe to run again: what is there and was made from the same sources is left alone.  Says only what it does.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+sources=$PWD/tests/live/zoo
+out=$PWD/build/zoo
+mkdir -p "$out/bin" "$out/stamps" "$out/logs"
+export PATH=$PATH:/usr/local/go/bin:$HOME/.cargo/bin
+
+say() { printf 'zoo: %s\n' "$*"; }
+
+# step NAME FILES... -- COMMAND...: runs the command unless NAME was made from the same FILES, recipe and tools.
+step() {
+	local name=$1 files=() log stamp
+	shift
+	while [ "$1" != -- ]; do files+=("$1"); shift; done
+	shift
+	stamp=$({ cat "${files[@]}"; declare -f "$1"; } | sha256sum)
+	[ -e "$out/stamps/$name" ] && [ "$(cat "$out/stamps/$name")" = "$stamp" ] && return 0
+	say "$name"
+	log=$out/logs/$name.log
+	if ! ("$@") >"$log" 2>&1; then
+		echo "zoo: $name failed:" >&2
+		tail -n 40 "$log" >&2
+		return 1
+	fi
+	printf '%s' "$stamp" >"$out/stamps/$name"
+}
+
+# ---- Debian packages: only those whose command or file is missing -------------------------------------------------
+
+missing=()
+need() { # need PACKAGE COMMAND-OR-FILE...
+	local package=$1 thing
+	shift
+	for thing in "$@"; do
+		if [[ $thing == /* ]]; then [ -e "$thing" ] && return 0; else command -v "$thing" >/dev/null && return 0; fi
+	done
+	missing+=("$package")
+}
+
+need gcc gcc cc
+need libc6-dev /usr/include/stdio.h
+need curl curl
+need python3 python3
+need nginx-light nginx /usr/sbin/nginx
+need apache2-bin /usr/sbin/apache2
+need nodejs node
+need npm npm
+need golang-go go
+need default-jdk-headless javac
+need libtomcat10-java /usr/share/java/tomcat10-catalina.jar
+need ruby ruby
+need puma puma
+need ruby-webrick /usr/lib/ruby/vendor_ruby/webrick.rb /usr/share/rubygems-integration/all/gems/webrick-1.8.1/lib/webrick.rb
+need php-cli php
+# Debian 12's own rustc is from 2022; the -web packages follow the browsers' needs.
+need cargo-web cargo
+need rustc-web rustc
+python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+
+if [ ${#missing[@]} -gt 0 ]; then
+	say "apt-get install ${missing[*]}"
+	policy=/usr/sbin/policy-rc.d
+	kept=
+	if [ -e "$policy" ]; then kept=$(mktemp) && cp -p "$policy" "$kept"; fi
+	# The zoo starts its own servers: no service may be started by an installation, or at the next boot.
+	printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
+	restore() { if [ -n "$kept" ]; then mv "$kept" "$policy"; else rm -f "$policy"; fi; }
+	trap restore EXIT
+	install_packages() {
+		export DEBIAN_FRONTEND=noninteractive
+		apt-get update -qq
+		apt-get install -y -qq --no-install-recommends "${missing[@]}"
+	}
+	if ! install_packages >"$out/logs/apt.log" 2>&1; then
+		tail -n 40 "$out/logs/apt.log" >&2
+		exit 1
+	fi
+	restore
+	trap - EXIT
+	for package in "${missing[@]}"; do
+		case $package in
+		nginx-light) update-rc.d nginx disable >/dev/null 2>&1 || true
+			[ ! -d /run/systemd/system ] || systemctl disable -q --now nginx ;;
+		esac
+	done
+fi
+
+# ---- programs -----------------------------------------------------------------------------------------------------
+
+c_programs() {
+	for program in server client; do
+		cc -O2 -g -Wall -Wextra -Werror -pthread -o "$out/bin/c-$program" "$sources/c/$program.c"
+	done
+}
+step c "$sources"/c/*.c -- c_programs
+
+python_packages() {
+	[ -x "$out/venv/bin/python" ] || python3 -m venv "$out/venv"
+	"$out/venv/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: \
+		-r "$sources/python/requirements.txt"
+}
+step python "$sources/python/requirements.txt" -- python_packages
+
+node_packages() {
+	mkdir -p "$out/node"
+	cp "$sources/node/package.json" "$out/node/"
+	npm install --prefix "$out/node" --no-package-lock --no-audit --no-fund --omit=dev --loglevel=error
+}
+step node "$sources/node/package.json" -- node_packages
+
+go_programs() {
+	cd "$sources/go"
+	GOFLAGS=-mod=mod CGO_ENABLED=0 GOTOOLCHAIN=local go build -o "$out/bin/go-server" ./server
+	GOFLAGS=-mod=mod CGO_ENABLED=0 GOTOOLCHAIN=local go build -o "$out/bin/go-client" ./client
+}
+step go "$sources"/go/go.mod "$sources"/go/*/*.go -- go_programs
+
+java_programs() {
+	mkdir -p "$out/java" "$out/java-lib"
+	ln -sf /usr/share/java/tomcat10-*.jar "$out/java-lib/"
+	rm -f "$out"/java-lib/tomcat10-embed-*.jar
+	javac -nowarn -d "$out/java" -cp "$out/java-lib/*" "$sources"/java/*.java
+}
+step java "$sources"/java/*.java -- java_programs
+
+rust_programs() {
+	# Built from a copy: the lock file that cargo writes belongs to this machine.
+	mkdir -p "$out/rust"
+	cp -r "$sources/rust/." "$out/rust/"
+	cd "$out/rust"
+	CARGO_TARGET_DIR=$out/rust/target CARGO_INCREMENTAL=0 cargo build --release --quiet
+	cp target/release/server "$out/bin/rust-server"
+	cp target/release/client "$out/bin/rust-client"
+}
+step rust "$sources"/rust/Cargo.toml "$sources"/rust/src/bin/*.rs -- rust_programs

@@ -1,0 +1,26 @@
+// Node's own http client.
+"use strict";
+const http = require("node:http");
+const { port, fresh, connections, start } = require("./_plan.js");
+
+const agent = new http.Agent({ keepAlive: !fresh, maxSockets: connections });
+
+start(
+  ({ method, path, bodyBytes, chunked }) =>
+    new Promise((resolve, reject) => {
+      const headers = method === "POST" && !chunked ? { "Content-Length": bodyBytes } : {};
+      const request = http.request({ host: "127.0.0.1", port, method, path, headers, agent }, (response) => {
+        let bytes = 0;
+        response.on("data", (part) => (bytes += part.length));
+        response.on("end", () => resolve({ status: response.statusCode, bytes }));
+        response.on("error", reject);
+      });
+      request.on("error", reject);
+      if (method === "POST") {
+        const half = Math.floor(bodyBytes / 2);
+        request.write(Buffer.alloc(bodyBytes - half, "x"));
+        if (half > 0) request.write(Buffer.alloc(half, "x"));
+      }
+      request.end();
+    }),
+);

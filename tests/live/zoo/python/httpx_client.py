@@ -1,0 +1,22 @@
+"""httpx: a client a connection."""
+
+import time
+
+import httpx
+from _plan import BASE, HEADERS, pieces, record, run_threads
+
+
+def work(planned_requests):
+    with httpx.Client(base_url=BASE, headers=HEADERS, timeout=60, trust_env=False) as client:
+        for planned in planned_requests:
+            _, method, path, body_bytes, chunked = planned
+            content = None if method != "POST" else pieces(body_bytes) if chunked else b"x" * body_bytes
+            start_ns = time.monotonic_ns()
+            try:
+                response = client.request(method, path, content=content)
+                record(planned, start_ns, response.status_code, response.content)
+            except httpx.HTTPError as error:
+                record(planned, start_ns, 0, b"", str(error))
+
+
+run_threads(work)

@@ -1,0 +1,78 @@
+//! A hyper server.  server PORT
+use std::{convert::Infallible, time::Duration};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{combinators::BoxBody, BodyExt, Full, StreamBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+    Request, Response,
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+type Body = BoxBody<Bytes, Infallible>;
+
+fn answer(status: u16, body: impl Into<Bytes>) -> Response<Body> {
+    Response::builder().status(status).body(Full::new(body.into()).boxed()).expect("a valid response")
+}
+
+fn pieces() -> Response<Body> {
+    let frames = stream::unfold(0, |piece| async move {
+        if piece == 5 {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Some((Ok(Frame::data(Bytes::from(format!("piece {piece}\n")))), piece + 1))
+    });
+    Response::new(BodyExt::boxed(StreamBody::new(SyncStream(Box::pin(frames)))))
+}
+
+/// `BoxBody` asks for `Sync`, which a stream that is only ever polled through `&mut` may claim.
+struct SyncStream<T>(std::pin::Pin<Box<dyn stream::Stream<Item = T> + Send>>);
+unsafe impl<T> Sync for SyncStream<T> {}
+impl<T> stream::Stream for SyncStream<T> {
+    type Item = T;
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<T>> {
+        self.0.as_mut().poll_next(context)
+    }
+}
+
+async fn serve(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
+    let path = request.uri().path().to_owned();
+    let mut parts = path.split('/').skip(1);
+    let page = parts.next().unwrap_or("");
+    let argument = parts.next().unwrap_or("");
+    Ok(match page {
+        "items" => answer(200, format!("{{\"item\":\"{argument}\"}}\n")),
+        "fail" => answer(500, "failed\n"),
+        "echo" => answer(200, request.into_body().collect().await?.to_bytes()),
+        "sleep" => {
+            tokio::time::sleep(Duration::from_millis(argument.parse().unwrap_or(0))).await;
+            answer(200, "slept\n")
+        }
+        "big" => answer(200, vec![b'x'; argument.parse().unwrap_or(0)]),
+        "stream" => pieces(),
+        _ => answer(404, "no such page\n"),
+    })
+}
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> std::io::Result<()> {
+    let port = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0u16);
+    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    println!("listening {}", listener.local_addr()?.port());
+    loop {
+        let (socket, _) = listener.accept().await?;
+        socket.set_nodelay(true)?;
+        tokio::spawn(async move {
+            // A client that goes away in the middle is its own affair.
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service_fn(serve)).await;
+        });
+    }
+}
