@@ -11,7 +11,8 @@ Callers catch by what they can do about it::
     │   ├── AttachError            .target
     │   └── RecordLayoutError
     ├── ExportError                .retryable
-    └── StoreError
+    ├── StoreError
+    └── NotElfError                a file of a watched process that cannot be read as a program
 
 A message says what failed, on what, why, and what the reader loses or can do.
 """
@@ -98,3 +99,7 @@ class ExportError(AgentError):
 
 class StoreError(AgentError):
     """The embedded store cannot be used."""
+
+
+class NotElfError(AgentError):
+    """A file is no ELF program that can be looked into; the process that uses it is skipped with this reason."""

@@ -1,0 +1,207 @@
+"""Which TLS a process has: maps files as text, real libraries, real processes."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onlooker.attach.elf import ElfFile
+from onlooker.attach.maps import MappedFile, mapped_files, open_paths, parse_maps
+from onlooker.attach.sites import Place
+from onlooker.attach.tls import Abi, Direction, TlsCatalog, TlsKind, examine
+
+_LIBSSL = next(iter(glob.glob("/usr/lib/*/libssl.so.3")), "")
+_GNUTLS = next(iter(glob.glob("/usr/lib/*/libgnutls.so.30")), "")
+_NSPR = next(iter(glob.glob("/usr/lib/*/libnspr4.so")), "")
+
+_MAPS = b"""\
+55d0c0000000-55d0c0001000 r--p 00000000 fe:00 100                        /usr/bin/program
+55d0c0001000-55d0c0002000 r-xp 00001000 fe:00 100                        /usr/bin/program
+7f0000000000-7f0000001000 r-xp 00000000 fe:00 200                        /usr/lib/libssl.so.3 (deleted)
+7f0000002000-7f0000003000 r-xp 00002000 fe:00 200                        /usr/lib/libssl.so.3 (deleted)
+7f0000004000-7f0000005000 rw-p 00000000 00:00 0
+7f0000006000-7f0000007000 r-xp 00000000 fe:00 300                        /opt/with space/lib\\012x.so
+7ffd00000000-7ffd00001000 r-xp 00000000 00:00 0                          [vdso]
+broken line
+7f0000008000 r-xp 00000000 fe:00 400 /no/range
+"""
+
+
+def test_maps_give_each_executable_file_once() -> None:
+    assert parse_maps(_MAPS) == [
+        MappedFile("/usr/bin/program", 100, "fe:00", 0x55D0C0001000, 0x55D0C0002000, False),
+        MappedFile("/usr/lib/libssl.so.3", 200, "fe:00", 0x7F0000000000, 0x7F0000001000, True),
+        MappedFile("/opt/with space/lib\nx.so", 300, "fe:00", 0x7F0000006000, 0x7F0000007000, False),
+    ]
+
+
+@given(st.binary(max_size=400))
+def test_any_text_is_read_without_harm(text: bytes) -> None:
+    assert all(file.inode for file in parse_maps(text))
+
+
+def test_deleted_files_are_only_reached_through_their_mapping() -> None:
+    deleted = MappedFile("/lib/a.so", 1, "fe:00", 0x1000, 0x2000, True)
+    assert list(open_paths(7, deleted)) == ["/proc/7/map_files/1000-2000"]
+
+
+def test_a_process_that_is_gone_has_nothing() -> None:
+    assert mapped_files(2**22 + 1) == []
+    assert TlsCatalog().libraries(2**22 + 1) == []
+
+
+@pytest.mark.skipif(not _LIBSSL, reason="no OpenSSL 3")
+def test_openssl_merges_both_forms_and_is_cheap() -> None:
+    with ElfFile(_LIBSSL) as elf:
+        (finding,) = examine(elf)
+    assert (finding.kind, finding.visible, finding.version[:1]) == (TlsKind.OPENSSL, True, "3")
+    data = [f for f in finding.functions.values() if f.direction is not Direction.NONE]
+    assert {"SSL_read", "SSL_read_ex", "SSL_write", "SSL_write_ex"} <= finding.functions.keys()
+    for function in data:
+        assert function.arguments.is_cheap, function
+        assert function.returns is not None
+        assert function.returns.is_cheap, function
+        if function.arguments.place is Place.INNER:
+            assert function.abi is Abi.FLAG
+            assert len(function.covers) == 2
+
+
+@pytest.mark.skipif(not _GNUTLS, reason="no GnuTLS")
+def test_gnutls() -> None:
+    with ElfFile(_GNUTLS) as elf:
+        (finding,) = examine(elf)
+    assert (finding.kind, finding.visible) == (TlsKind.GNUTLS, True)
+    assert finding.functions["gnutls_record_send"].abi is Abi.COUNT
+    assert finding.functions["gnutls_record_recv"].arguments.is_cheap
+
+
+@pytest.mark.skipif(not _NSPR, reason="no NSPR")
+def test_nspr_says_that_it_serves_plain_files_too() -> None:
+    with ElfFile(_NSPR) as elf:
+        (finding,) = examine(elf)
+    assert finding.kind is TlsKind.NSS
+    assert {"PR_Read", "PR_Write", "PR_Send", "PR_Recv"} <= finding.functions.keys()
+    assert "plain files" in finding.reason
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node")
+def test_node_has_its_own_openssl() -> None:
+    with ElfFile(os.path.realpath(shutil.which("node") or "")) as elf:
+        findings = {finding.kind: finding for finding in examine(elf)}
+    # A distribution's node may use the shared library instead: then this file has none.
+    if TlsKind.OPENSSL in findings:
+        assert findings[TlsKind.OPENSSL].visible
+        assert {"SSL_read", "SSL_write"} <= findings[TlsKind.OPENSSL].functions.keys()
+
+
+def _compile(directory: Path, name: str, source: str, *flags: str) -> Path:
+    text = directory / f"{name}.c"
+    text.write_text(source)
+    built = directory / name
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", *flags, "-o", built, text], check=True)
+    return built
+
+
+def test_static_tls_without_symbols_is_named_with_the_reason(tmp_path: Path) -> None:
+    built = _compile(
+        tmp_path,
+        "libfoo.so",
+        'const char *file(void) { return "../ssl/ssl_lib.c"; } const char *v(void) { return "OpenSSL 3.1.4 24 Oct"; }',
+    )
+    with ElfFile(built) as elf:
+        (finding,) = examine(elf)
+    assert (finding.kind, finding.visible, finding.version) == (TlsKind.OPENSSL, False, "3.1.4")
+    assert "stripped" in finding.reason
+    assert not finding.functions
+
+
+_BODY = "int {0}(void *s, void *b, int n) {{ extern int printf(const char *, ...); return printf({1}) ? n : 0; }}\n"
+
+
+def test_boringssl_is_told_by_what_only_it_has(tmp_path: Path) -> None:
+    names = ["SSL_read", "SSL_write", "SSL_CTX_set_grease_enabled"]
+    built = _compile(tmp_path, "libb.so", "".join(_BODY.format(name, '"%p%p", s, b') for name in names))
+    with ElfFile(built) as elf:
+        (finding,) = examine(elf)
+    assert (finding.kind, finding.visible) == (TlsKind.BORINGSSL, True)
+
+
+def test_a_form_made_of_the_other_is_not_probed_twice(tmp_path: Path) -> None:
+    source = "".join(_BODY.format(name, '"%p%p", s, b') for name in ("SSL_read", "SSL_write")) + "".join(
+        f"int {name}_ex(void *s, void *b, unsigned long n, unsigned long *m) "
+        f"{{ int r = {name}(s, b, (int)n); *m = r; return r > 0; }}\n"
+        for name in ("SSL_read", "SSL_write")
+    )
+    built = _compile(tmp_path, "libl.so", source, "-fno-inline", "-Wl,-Bsymbolic", "-fvisibility=default",
+                     "-fno-semantic-interposition")  # fmt: skip
+    with ElfFile(built) as elf:
+        (finding,) = examine(elf)
+    assert set(finding.functions) == {"SSL_read", "SSL_write"}
+
+
+def _child(code: str) -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        [sys.executable, "-c", code + "\nprint('ready', flush=True)\nimport sys; sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.close()
+    child.wait(10)
+    child.stdout.close()
+
+
+def test_a_library_that_is_loaded_later_is_found_by_asking_again() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import sys; print(1, flush=True); sys.stdin.readline(); import ssl; "
+         "print(2, flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        catalog = TlsCatalog()
+        child.stdout.readline()
+        assert catalog.libraries(child.pid) == []
+        child.stdin.write("\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        (library,) = catalog.libraries(child.pid)
+        assert library.kind is TlsKind.OPENSSL
+        assert library.visible
+        assert library.inode == os.stat(library.open_path).st_ino
+        assert len(library.probes()) < len(library.functions)
+    finally:
+        _end(child)
+
+
+@pytest.mark.skipif(not _LIBSSL, reason="no OpenSSL 3")
+def test_a_deleted_library_is_still_read(tmp_path: Path) -> None:
+    copy = tmp_path / "libssl.so.3"
+    shutil.copy(_LIBSSL, copy)
+    inode = copy.stat().st_ino
+    child = _child(f"import ctypes; ctypes.CDLL({str(copy)!r})")
+    try:
+        copy.unlink()
+        copy.write_bytes(b"something else")
+        (library,) = [found for found in TlsCatalog().libraries(child.pid) if "tmp" in found.path]
+        assert library.visible
+        assert library.inode == inode
+    except ValueError:
+        pytest.skip("map_files needs CAP_CHECKPOINT_RESTORE")
+    finally:
+        _end(child)
