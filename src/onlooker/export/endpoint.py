@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from onlooker.errors import ConfigError
@@ -65,6 +66,16 @@ class Endpoint:
     path: str = ""
     unix_path: str = ""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the receiver is on this machine, as far as the name tells."""
+        if self.unix_path or self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
     def __str__(self) -> str:
         if self.protocol is Protocol.DEBUG:
             return "debug"
@@ -81,7 +92,7 @@ class Connection:
     Attributes:
         headers: Sent with every request.
         timeout_s: Of one request, from connecting to the answer.
-        compression: "none" or "gzip".
+        compression: "none", "gzip", or empty: gzip, but none to this machine, where it would only cost.
     """
 
     endpoint: Endpoint
@@ -89,6 +100,11 @@ class Connection:
     timeout_s: float = 10.0
     compression: str = "none"
     tls: Tls = Tls()
+
+    @property
+    def gzip(self) -> bool:
+        """Whether requests are compressed."""
+        return self.compression == "gzip" or (not self.compression and not self.endpoint.is_local)
 
 
 def resolve_endpoint(signal: Signal, *, specific: str = "", common: str = "", protocol: str = "") -> Endpoint | None:

@@ -61,7 +61,7 @@ class GrpcTransport:
 
     def _open(self) -> None:
         grpc, options = self._grpc, list(self._options)
-        compression = grpc.Compression.Gzip if self._connection.compression == "gzip" else None
+        compression = grpc.Compression.Gzip if self._connection.gzip else None
         if self._connection.endpoint.secure:
             roots = self._roots
             if self._connection.tls.insecure_skip_verify:

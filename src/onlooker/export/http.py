@@ -81,7 +81,7 @@ class HttpTransport:
         self._connection = connection
         self._clock = clock
         self._json = endpoint.protocol is Protocol.HTTP_JSON
-        self._gzip = connection.compression == "gzip"
+        self._gzip = connection.gzip
         self._headers = {
             "user-agent": f"onlooker/{version}",
             **connection.headers,

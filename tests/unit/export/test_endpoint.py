@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onlooker.errors import ConfigError
-from onlooker.export.endpoint import Endpoint, Protocol, Signal, check_headers, resolve_endpoint
+from onlooker.export.endpoint import Connection, Endpoint, Protocol, Signal, check_headers, resolve_endpoint
 
 
 def resolve(**changes: str) -> Endpoint:
@@ -98,6 +98,24 @@ def test_a_password_is_not_repeated() -> None:
 def test_an_unknown_protocol_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="http/protobuf, http/json"):
         resolve(common="http://c", protocol="thrift")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://c:4318", True),
+        ("https://10.0.0.1", True),
+        ("http://localhost:4318", False),
+        ("http://127.0.0.5:4317", False),
+        ("http://[::1]:4318", False),
+        ("unix:///run/c.sock", False),
+    ],
+)
+def test_compression_left_open_is_gzip_but_not_to_this_machine(url: str, expected: bool) -> None:
+    endpoint = resolve(common=url)
+    assert Connection(endpoint, compression="").gzip is expected
+    assert Connection(endpoint, compression="gzip").gzip
+    assert not Connection(endpoint, compression="none").gzip
 
 
 def test_headers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import subprocess
 import sys
 import time
@@ -379,6 +380,32 @@ def test_a_unix_socket(tmp_path: Path, protocol: str) -> None:
         assert exporter.drain(10)
         exporter.stop()
         assert len(receiver.spans()) == 2
+
+
+@pytest.mark.parametrize("protocol", NETWORK)
+def test_whatever_the_receiver_does_every_span_is_sent_or_counted(receiver: OtlpReceiver, protocol: str) -> None:
+    chance = random.Random(protocol)
+    over_http = [Misbehaviour(status=503), Misbehaviour(status=400), Misbehaviour(hang_up=True)]
+    over_grpc = [Misbehaviour(code="UNAVAILABLE"), Misbehaviour(code="INTERNAL"), Misbehaviour(code="ABORTED")]
+    bad = [*(over_grpc if protocol == "grpc" else over_http), Misbehaviour(rejected=1, message="no")]
+    receiver.script(*(chance.choice([*bad, Misbehaviour(), Misbehaviour(delay_s=0.02)]) for _ in range(60)))
+    limits = Limits(queue_items=60, batch_items=20, batch_age_s=0.0)
+    policy = RetryPolicy(initial_interval_s=0.001, max_interval_s=0.004, max_elapsed_s=0.02)
+    exporter = an_exporter(connection_to(receiver, protocol), limits=limits, retry=policy)
+    put = 0
+    for _ in range(120):
+        count = chance.randint(1, 15)
+        exporter.put(chunks(count))
+        put += count
+        assert balanced(exporter.stats())
+        time.sleep(chance.random() * 0.004)
+    assert exporter.drain(20)
+    exporter.stop()
+    stats = exporter.stats()
+    assert stats.put == put == stats.sent + sum(stats.dropped.values())
+    assert len(receiver.spans()) == stats.sent + stats.dropped["rejected"]
+    assert stats.dropped["permanent"] > 0
+    assert stats.dropped["rejected"] > 0
 
 
 # TLS
