@@ -27,23 +27,15 @@ def configuration() -> str:
     """Every key, by section; then the entries of lists."""
     lines: list[str] = []
     sections = _docs(Config, "")
-    current: str | None = None
+    grouped: dict[str, list[KeyPath]] = {}
     listed: dict[str, type[Section]] = {}
     for key in walk(Config):
-        section = key.path.rpartition(".")[0]
-        if section != current:
-            current = section
-            lines += [
-                "",
-                f"## `{section}`" if section else "## Top level",
-                "",
-                _first(sections[section]),
-                "",
-                *_header(),
-            ]
-        lines.append(_row(key))
+        grouped.setdefault(key.path.rpartition(".")[0], []).append(key)
         if isinstance(key.key.kind, Items):
             listed[key.key.kind.section.__name__] = key.key.kind.section
+    for section, keys in grouped.items():
+        lines += ["", f"## `{section}`" if section else "## Top level", "", _first(sections[section]), "", *_header()]
+        lines += map(_row, keys)
     queue = list(listed.values())
     while queue:
         entry = queue.pop(0)

@@ -122,7 +122,7 @@ def _process(pid: int, loaded: Loaded) -> list[Check]:
     except ModuleNotFoundError as err:
         checks.append(Check(group, "selection", DEGRADED, f"this build cannot tell: {err}"))
     else:
-        rows = report.examine(report.open_proc(), loaded.selection, own_pid=os.getpid())
+        rows = report.examine(report.open_proc(), loaded, own_pid=os.getpid())
         for row in (row for row in rows if row.pid == pid):
             state = OK if row.watched else DEGRADED
             named = f"watched as {row.service} ({row.language}): " if row.watched else "not watched: "

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from onlooker.cli.parser import build_parser, flags_of
-from onlooker.errors import AgentError
+from onlooker.errors import AgentError, UnsupportedKernelError
 
 if TYPE_CHECKING:
     from onlooker.config import Loaded
@@ -91,13 +91,26 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     set_up_logging(loaded.config.log_level, loaded.config.log_format, sys.stderr)
     if loaded.selection.is_empty and not args.words:
-        return _without_selector(environ)
+        return _without_selector()
     tell_configuration(loaded, sys.stderr)
+    if loaded.config.enforce_sys_caps:
+        _require_privileges(loaded)
     code: int = _part("onlooker.agent").run(loaded, command=args.words)
     return code
 
 
-def _without_selector(environ: Mapping[str, str]) -> int:
+def _require_privileges(loaded: Loaded) -> None:
+    from pathlib import Path
+
+    from onlooker.cli._host import OK, check_privileges
+
+    missing = [check for check in check_privileges(loaded.config, Path("/proc")) if check.state != OK]
+    if missing:
+        told = "; ".join(f"{check.name} ({check.detail})" for check in missing)
+        raise UnsupportedKernelError(f"enforce_sys_caps is set, and privileges are missing: {told}")
+
+
+def _without_selector() -> int:
     """Explain what is missing, with what there is on this host."""
     report = _part("onlooker.discover.report")
     found = report.candidates(own_pid=os.getpid())
@@ -124,7 +137,7 @@ def _without_selector(environ: Mapping[str, str]) -> int:
 def _processes(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     loaded = load(args, environ)
     report = _part("onlooker.discover.report")
-    code: int = report.run(loaded.selection, as_json=args.as_json, out=sys.stdout, own_pid=os.getpid())
+    code: int = report.main(loaded, args.as_json)
     return code
 
 

@@ -208,7 +208,7 @@ class _Builder:
     def _text(self, node: yaml.ScalarNode) -> str | None:
         written: str = node.value
         text = _MARK.sub(lambda match: self.values[int(match.group(1))], written)
-        if node.style is None and text in _NULLS:
+        if node.style not in ('"', "'", "|", ">") and text in _NULLS:
             return None
         return text
 

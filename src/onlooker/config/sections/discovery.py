@@ -23,7 +23,7 @@ from onlooker.config.kinds import (
     Ranges,
     Regexp,
 )
-from onlooker.config.sections.words import FEATURE_LIST, KUBERNETES_UNUSED, SAMPLER
+from onlooker.config.sections.words import FEATURE_LIST, KUBERNETES_UNUSED, OPTIONAL_SAMPLER
 
 _GLOB, _REGEXP = Glob(), Regexp()
 _EXPORTS = ListOf(Choice("metrics", "traces", "logs"))
@@ -32,7 +32,7 @@ _EXPORTS = ListOf(Choice("metrics", "traces", "logs"))
 class SelectorSampler(Section, frozen=True):
     """The sampler of the services that a selector chooses."""
 
-    name: Annotated[str, Key(SAMPLER, "Name of the sampler; empty for the global one.")] = ""
+    name: Annotated[str, Key(OPTIONAL_SAMPLER, "Name of the sampler; empty for the global one.")] = ""
     arg: Annotated[str, Key(TEXT, "Its argument: a ratio from 0 to 1.")] = ""
 
 

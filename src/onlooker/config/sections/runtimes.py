@@ -11,7 +11,7 @@ from onlooker.config.keys import Items, Key, Section, both
 from onlooker.config.kinds import BOOL, DURATION, TEXT, TEXTS, Choice, Duration, ListOf, MapOf
 from onlooker.config.sections.discovery import GlobSelector
 from onlooker.config.sections.exports import OtelTracesExport
-from onlooker.config.sections.words import PROTOCOL, SAMPLER
+from onlooker.config.sections.words import OPTIONAL_SAMPLER, PROTOCOL
 
 _INJECTED = "nothing is injected into a process"
 
@@ -95,7 +95,7 @@ class TraceSampler(Section, frozen=True):
 
     # Their environment variables are those of otel_traces_export.sampler; they set that one.
     arg: Annotated[str, Key(TEXT, "Argument.")] = ""
-    name: Annotated[str, Key(SAMPLER, "Name.")] = ""
+    name: Annotated[str, Key(OPTIONAL_SAMPLER, "Name.")] = ""
 
 
 class Webhook(Section, frozen=True):

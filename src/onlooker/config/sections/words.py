@@ -26,6 +26,7 @@ PROTOCOLS = ("grpc", "http/protobuf", "http/json", "debug")
 FEATURE_LIST = ListOf(Choice(*FEATURES, "all", "*"))
 INSTRUMENTATION_LIST = ListOf(Choice(*INSTRUMENTATIONS, "*"))
 SAMPLER = Choice(*SAMPLERS)
+OPTIONAL_SAMPLER = Choice(*SAMPLERS, empty=True)
 PROTOCOL = Choice(*PROTOCOLS, empty=True)
 
 NETWORK_UNUSED = "network flow metrics are not built yet"
