@@ -17,7 +17,9 @@ spill of varying bytes ends within the head of the next row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,13 @@ from onlooker.export.queue import Chunk
 SCOPE_NAME = "onlooker"
 MAX_VALUE_BYTES = 65_535  # of one varying attribute; longer ones are cut
 UNKNOWN_SERVICE = "unknown_service"  # what the specification of resources asks for
+
+# What of a batch becomes part of a span, beside the varying attributes.
+COLUMNS = (
+    "kind", "start_unix_ns", "end_unix_ns", "trace_id", "span_id", "parent_span_id", "trace_flags", "parent_source",
+    "status", "dims", "name", "service", "series",
+)  # fmt: skip
+_OTHERS = tuple(n for n in RequestBatch.__dataclass_fields__ if n not in (*COLUMNS, "dim_names", "varying"))
 
 _PARENT_REMOTE = (1, 3)  # enum parent_source: PARENT_HEADER, PARENT_PEER
 _PARENT_THREAD = 2
@@ -210,7 +219,7 @@ class SpanEncoder:
         if rows is not None:
             if not len(rows):
                 return []
-            batch = batch.take(rows)
+            batch = _take(batch, rows)
         if not len(batch):
             return []
         out, ends = self._spans(batch, series, values)
@@ -414,6 +423,23 @@ class SpanEncoder:
             known = self._resources[service_id] = (service, resource)
         scope = b"\x12" + varint(len(self._scope) + size) + self._scope
         return b"\x0a" + varint(len(known[1]) + len(scope) + size) + known[1] + scope
+
+
+def other_columns(batch: RequestBatch) -> dict[str, Any]:
+    """The columns that make no part of a span, empty."""
+    return {name: getattr(batch, name)[:0] for name in _OTHERS}
+
+
+def _take(batch: RequestBatch, rows: NDArray[np.intp]) -> RequestBatch:
+    """`RequestBatch.take` of `COLUMNS` alone: half of its cost."""
+    columns = other_columns(batch)
+    for name in COLUMNS:
+        column = getattr(batch, name)
+        columns[name] = column[rows] if len(column) == len(batch) else column
+    columns["varying"] = {
+        key: column.take(rows) if isinstance(column, Text) else column[rows] for key, column in batch.varying.items()
+    }
+    return replace(batch, **columns)
 
 
 def _service(batch: RequestBatch) -> I4:

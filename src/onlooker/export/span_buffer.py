@@ -17,15 +17,9 @@ from numpy.typing import NDArray
 
 from onlooker.batches import RequestBatch, SeriesTable, Service, Text, Values
 from onlooker.export._wire import copy_ragged
-from onlooker.export.otlp_traces import SpanEncoder
+from onlooker.export.otlp_traces import COLUMNS, SpanEncoder, other_columns
 from onlooker.export.queue import Chunk
 
-# What the encoder reads; the other columns are left empty.
-_COLUMNS = (
-    "kind", "start_unix_ns", "end_unix_ns", "trace_id", "span_id", "parent_span_id", "trace_flags", "parent_source",
-    "status", "dims", "name", "service", "series",
-)  # fmt: skip
-_OTHERS = tuple(name for name in RequestBatch.__dataclass_fields__ if name not in (*_COLUMNS, "dim_names", "varying"))
 _PIECE = 32  # bytes copied at once
 _Shape = tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]
 
@@ -84,8 +78,8 @@ class SpanBuffer:
 
 def _slim(batch: RequestBatch, rows: NDArray[np.intp] | None) -> RequestBatch:
     """A copy of the rows, with the columns that the encoder reads."""
-    columns: dict[str, Any] = {name: getattr(batch, name)[:0] for name in _OTHERS}
-    for name in _COLUMNS:
+    columns: dict[str, Any] = other_columns(batch)
+    for name in COLUMNS:
         column = getattr(batch, name)
         if len(column) != len(batch):  # never set, which the encoder takes for unknown
             column = np.full(len(batch), -1, np.int32)
@@ -113,7 +107,7 @@ def _join(batches: list[RequestBatch]) -> RequestBatch:
     """Slim batches of one shape as one batch."""
     if len(batches) == 1:
         return batches[0]
-    columns: dict[str, Any] = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in _COLUMNS}
+    columns: dict[str, Any] = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in COLUMNS}
     varying: dict[str, Any] = {}
     for key, first in batches[0].varying.items():
         parts: list[Any] = [batch.varying[key] for batch in batches]
