@@ -37,7 +37,9 @@ def built_object() -> bytes:
     try:
         return resources.files(__package__).joinpath(name).read_bytes()
     except FileNotFoundError:
-        raise LoadError(f"this installation has no BPF object for {machine} ({name}); build it with `make bpf`") from None
+        raise LoadError(
+            f"this installation has no BPF object for {machine} ({name}); build it with `make bpf`"
+        ) from None
 
 
 class Object:

@@ -1,0 +1,347 @@
+"""The agent: wires the stages together, and nothing else.
+
+Two threads.  *Capture* drains the rings and takes each batch through the sentence; *main* runs the event loop: signals,
+the web server, periodic export of metrics.  Exporters have a worker each and never hold up either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from onlooker import __version__
+from onlooker.aggregate.aggregator import Aggregator
+from onlooker.assemble.http1 import Http1
+from onlooker.batches import Identities, RequestBatch, Values
+from onlooker.capture.capture import Capture, Records
+from onlooker.capture.clock import UnixClock
+from onlooker.cli.live import show
+from onlooker.config import Loaded, Selector
+from onlooker.discover.naming import Host
+from onlooker.discover.report import open_proc
+from onlooker.discover.watch import Watcher
+from onlooker.enrich.identify import Identifier
+from onlooker.enrich.peers import Peers
+from onlooker.enrich.redact import QueryRedactor
+from onlooker.enrich.routes import Routes
+from onlooker.errors import AgentError, ConfigError
+from onlooker.export.otlp_traces import SpanEncoder
+from onlooker.export.printer import Printer, PrintFormat
+from onlooker.observe import LiveView, own_metrics
+from onlooker.sample.samplers import Samplers, make_sampler
+from onlooker.settings import aggregate_options, exporters, route_options
+from onlooker.web.server import WebServer
+
+log: Final = logging.getLogger("onlooker")
+
+BATCH_ROWS: Final = 3000
+"""Records that a round of draining should find: enough to spread numpy's fixed cost, little enough to stay in cache."""
+
+INTERVAL_MIN_S: Final = 0.005
+INTERVAL_MAX_S: Final = 0.5
+
+Sink = Callable[[RequestBatch], None]
+
+
+class Pipeline:
+    """The sentence, for one batch at a time; only the capture thread calls it.
+
+    Attributes:
+        requests: Rows that came out of `assemble`.
+        busy_ns: CPU time of this thread spent here.
+    """
+
+    def __init__(self, loaded: Loaded, capture: Capture, watcher: Watcher, identities: Identities) -> None:
+        config = loaded.config
+        rng = np.random.default_rng()
+        self.values = Values()
+        self.identities = identities
+        self.capture = capture
+        self.watcher = watcher
+        self.clock = UnixClock()
+        self.http1 = Http1(self.values, rng=rng)
+        self.identifier = Identifier()
+        self.peers = Peers(self.values, rng=rng, cache_len=config.name_resolver.cache_len)
+        self.routes = Routes(route_options(config), self.values, rng=rng)
+        query = config.attributes.sensitive_query_params
+        self.redactor = QueryRedactor(add=query.add, remove=query.remove)
+        self.aggregator = Aggregator(
+            aggregate_options(loaded), identities, self.values, rng=rng, clock_unix_ns=time.time_ns
+        )
+        sampler = config.otel_traces_export.sampler
+        self.samplers = Samplers(make_sampler(sampler.name, sampler.arg))
+        self.sinks: list[Sink] = []
+        self.requests = 0
+        self.busy_ns = 0
+
+    def run(self, records: Records) -> int:
+        """Take one round of records through all stages; gives the number of records."""
+        if records.process is not None:
+            self.watcher.apply(records.process)
+        batch = self.http1.requests(
+            records.http,
+            records.http_long,
+            records.http_text,
+            offset_ns=self.clock.offset_ns(),
+            now_mono_ns=time.monotonic_ns(),
+        )
+        if batch is not None:
+            self.requests += len(batch)
+            self._take_through(batch)
+        return sum(len(part) for part in (records.http, records.http_long) if part is not None)
+
+    def _take_through(self, batch: RequestBatch) -> None:
+        services = self.identities.services
+        batch = self.identifier.identify(batch, self.identities)
+        batch = self.peers.apply(batch, services)
+        batch = self.routes.apply(batch, services)
+        batch = self.redactor.apply(batch)
+        batch = self.aggregator.observe(batch)
+        batch.keep = self.samplers.keep(batch, services)
+        self.aggregator.observe_kept(batch)
+        for sink in self.sinks:
+            sink(batch)
+
+
+class Agent:
+    """A run of onlooker, from start to the last drained record."""
+
+    def __init__(self, loaded: Loaded, *, command: list[str]) -> None:
+        self.loaded = loaded
+        self._command = command
+        self.child: subprocess.Popen[bytes] | None = None
+        self.capture = Capture()
+        self.identities = Identities()
+        self.started_unix_ns = time.time_ns()
+        self.failure: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.interval_s = 0.02
+        self.rounds = 0
+        self._gate: int | None = None
+
+    # ---- start ----
+
+    def start(self) -> None:
+        """Load, attach, find the processes, begin to capture.
+
+        Raises:
+            AgentError: something that the configuration asks for cannot be had.
+        """
+        config = self.loaded.config
+        exporting = exporters(config)
+        if self._command:
+            self.loaded = self._start_command()
+        self.capture.start()
+        host = Host.read(
+            sdk_version=__version__,
+            name=config.attributes.instance_id.override_hostname,
+            host_id=config.attributes.host_id.override,
+            extra=dict(self.loaded.resource),
+        )
+        self.watcher = Watcher(
+            open_proc(),
+            self.loaded.selection,
+            self.identities,
+            self.capture,
+            host,
+            own_pid=os.getpid(),
+            service_name=config.service_name,
+            service_namespace=config.service_namespace,
+            system_paths=config.discovery.excluded_linux_system_paths,
+            min_age_s=config.discovery.min_process_age,
+            rescan_s=config.discovery.poll_interval or 10.0,
+            on_gone=self._services_gone,
+        )
+        self.pipeline = Pipeline(self.loaded, self.capture, self.watcher, self.identities)
+        self.spans, self.metrics = exporting
+        self._connect_sinks()
+        self.own = own_metrics(self)
+        self.live_view = LiveView(self)
+        self.watcher.start()
+        for exporter in (self.spans, self.metrics):
+            if exporter is not None:
+                exporter.start()
+        self._thread = threading.Thread(target=self._capture_loop, name="capture", daemon=True)
+        self._thread.start()
+        self._open_gate()
+
+    def _connect_sinks(self) -> None:
+        pipeline, config = self.pipeline, self.loaded.config
+        table = pipeline.aggregator.table
+        if self.spans is not None:
+            encoder = self.encoder = SpanEncoder(
+                version=__version__, max_spans=config.otel_traces_export.batch_max_size
+            )
+            spans = self.spans
+
+            def export(batch: RequestBatch) -> None:
+                spans.put(encoder.encode(batch, table, self.identities.services, pipeline.values))
+
+            pipeline.sinks.append(export)
+        if config.trace_printer != "disabled":
+            printer = self.printer = Printer(PrintFormat(config.trace_printer), sys.stdout)
+            pipeline.sinks.append(lambda batch: printer.print(batch, table, self.identities.services, pipeline.values))
+
+    def _start_command(self) -> Loaded:
+        """Start the command behind a gate, so that it is watched from its first instruction on."""
+        read_end, self._gate = os.pipe()
+        shell = f'read -r _ <&{read_end}; exec {read_end}<&-; exec "$@"'
+        try:
+            self.child = subprocess.Popen(
+                ["/bin/sh", "-c", shell, "sh", *self._command], pass_fds=(read_end,), start_new_session=True
+            )
+        except OSError as err:
+            raise ConfigError(f"cannot start {self._command[0]}: {err}", place="command line") from err
+        finally:
+            os.close(read_end)
+        pid = self.child.pid
+        selector = Selector(kind="glob", source="the command line", pids=((pid, pid),))
+        selection = self.loaded.selection
+        # what else was asked for is watched too
+        return replace(self.loaded, selection=replace(selection, selectors=(*selection.selectors, selector)))
+
+    def _open_gate(self) -> None:
+        if self._gate is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._gate, b"\n")
+            os.close(self._gate)
+            self._gate = None
+
+    def _services_gone(self, services: list[int]) -> None:
+        for service in services:
+            self.pipeline.routes.forget_service(service)
+
+    # ---- capture ----
+
+    def _capture_loop(self) -> None:
+        try:
+            due = 0.0
+            while not self._stop.is_set():
+                self.capture.wait(min(self.interval_s, max(due - time.monotonic(), 0.0)) if due else self.interval_s)
+                self.round()
+                now = time.monotonic()
+                if now >= due:
+                    due = time.monotonic() + min(self.watcher.tick(), 10.0)
+        except BaseException as err:
+            log.exception("capture failed")
+            self.failure = err
+            self._stop.set()
+
+    def round(self) -> None:
+        """Drain once, and set the time until the next round by what was found."""
+        began = time.thread_time_ns()
+        found = self.pipeline.run(self.capture.drain())
+        self.pipeline.busy_ns += time.thread_time_ns() - began
+        self.rounds += 1
+        wanted = self.interval_s * (BATCH_ROWS / found if found else 2.0)
+        # quick to shrink, slow to grow: a burst must not wait for its end
+        self.interval_s = min(max(min(wanted, self.interval_s * 1.5), INTERVAL_MIN_S), INTERVAL_MAX_S)
+
+    # ---- main ----
+
+    async def serve(self) -> int:
+        """Until a signal, or the end of the command."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, ended.set)
+        web = WebServer(self)
+        await web.start()
+        self.live_view.endpoints = web.endpoints
+        for name, url in web.endpoints:
+            log.info("%s: %s", name, url)
+        live = self._show_live(ended)
+        try:
+            await self._watch_over(ended)
+        finally:
+            ended.set()
+            if live is not None:
+                await live
+            await web.stop()
+        return 0 if self.failure is None else 1
+
+    def _show_live(self, ended: asyncio.Event) -> asyncio.Task[None] | None:
+        if self.loaded.config.trace_printer != "disabled" or not sys.stdout.isatty():
+            return None
+        return asyncio.create_task(show(self.live_view, ended, out=sys.stdout))
+
+    async def _watch_over(self, ended: asyncio.Event) -> None:
+        config = self.loaded.config.otel_metrics_export
+        interval_s = config.interval or config.otel_interval_ms / 1000
+        next_export = time.monotonic() + interval_s
+        while not ended.is_set() and not self._stop.is_set():
+            if self.child is not None and self.child.poll() is not None:
+                await asyncio.sleep(0.7)  # its last records are still under way
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), 0.25 if self.child is not None else 0.5)
+            if self.metrics is not None and time.monotonic() >= next_export:
+                next_export += interval_s
+                await asyncio.to_thread(self.export_metrics)
+
+    def export_metrics(self) -> None:
+        """Hand a snapshot of all metrics to the exporter."""
+        if self.metrics is not None:
+            self.metrics.export(self.pipeline.aggregator.snapshot())
+
+    # ---- stop ----
+
+    def stop(self) -> None:
+        """Drain, export what is there, detach.  Runs the sentence from its start."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(5.0)
+        if self.failure is None and self._thread is not None:
+            with contextlib.suppress(Exception):
+                self.round()
+        timeout_s = self.loaded.config.shutdown_timeout
+        if self._thread is not None:
+            self.watcher.stop()
+            with contextlib.suppress(AgentError):
+                self.export_metrics()
+            deadline = time.monotonic() + timeout_s
+            for exporter in (self.spans, self.metrics):
+                if exporter is not None:
+                    exporter.stop(max(deadline - time.monotonic(), 0.1))
+        self.capture.close()
+        self._end_child()
+
+    def _end_child(self) -> None:
+        self._open_gate()
+        if self.child is None or self.child.poll() is not None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.child.wait(5.0)
+                return
+
+
+def run(loaded: Loaded, *, command: list[str]) -> int:
+    """Run the agent until it is told to stop; gives the exit code.
+
+    Raises:
+        AgentError: it cannot start.
+    """
+    for note in loaded.notes:
+        log.warning("%s", note)
+    agent = Agent(loaded, command=command)
+    try:
+        agent.start()
+        return asyncio.run(agent.serve())
+    finally:
+        agent.stop()

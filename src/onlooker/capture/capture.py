@@ -1,0 +1,224 @@
+"""The kernel side, run: loads and attaches the programs, hands on their records, keeps the filter of processes.
+
+Receives nothing; hands on structured arrays of records, one per kind, in ring order.  What the kernel could not hand
+over is counted by reason in `losses`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onlooker.capture import _records
+from onlooker.capture._records import LossReason, ProcessFlags, RecordKind
+from onlooker.errors import AttachError, LoadError, RecordLayoutError, UnsupportedKernelError
+from onlooker.kernel.object import Object, built_object
+from onlooker.kernel.ringbuf import Ring
+
+LAYOUTS: Final[dict[int, np.dtype[Any]]] = {
+    RecordKind.RECORD_PROCESS: _records.PROCESS_RECORD,
+    RecordKind.RECORD_HTTP: _records.HTTP_RECORD,
+    RecordKind.RECORD_HTTP_LONG: _records.HTTP_LONG_RECORD,
+    RecordKind.RECORD_HTTP_TEXT: _records.HTTP_TEXT_RECORD,
+    RecordKind.RECORD_SEGMENT: _records.SEGMENT_RECORD,
+    RecordKind.RECORD_SEGMENT_LONG: _records.SEGMENT_LONG_RECORD,
+}
+
+PROCESS_PROGRAMS: Final = ("tp_fork", "tp_exec", "tp_exit", "tp_listen")
+SOCKET_PROGRAMS: Final = ("tp_sock_send", "tp_sock_recv", "tp_sock_state")
+
+_RINGS: Final = {128: 256 << 10, 256: 8 << 20, 512: 4 << 20, 4096: 4 << 20}
+"""Bytes of each ring by the size of its records; the defaults of ``bpf/settings.h``."""
+
+
+def check_layouts(built: Object) -> None:
+    """Compare the generated dtypes with the BTF of the object that is about to be loaded.
+
+    Raises:
+        RecordLayoutError: they differ; the object belongs to another version.
+    """
+    for dtype, name in (
+        (_records.PROCESS_RECORD, "process_record"),
+        (_records.HTTP_RECORD, "http_record"),
+        (_records.HTTP_LONG_RECORD, "http_long_record"),
+        (_records.HTTP_TEXT_RECORD, "http_text_record"),
+        (_records.SEGMENT_RECORD, "segment_record"),
+        (_records.SEGMENT_LONG_RECORD, "segment_long_record"),
+    ):
+        fields, size = built.btf.numpy_fields(name)
+        described = np.dtype(
+            {
+                "names": [f[0] for f in fields],
+                "formats": [(f[1], f[2]) if f[2] else f[1] for f in fields],
+                "offsets": [f[3] for f in fields],
+                "itemsize": size,
+            }
+        )
+        if described != dtype:
+            raise RecordLayoutError(
+                f"struct {name} of the BPF object differs from the generated dtype; run `make bpf generate`"
+            )
+
+
+@dataclass(slots=True)
+class Records:
+    """What one round of draining found; each array is ``(n,)`` of the dtype named after its struct."""
+
+    http: NDArray[Any] | None = None
+    http_long: NDArray[Any] | None = None
+    http_text: NDArray[Any] | None = None
+    process: NDArray[Any] | None = None
+    segments: list[NDArray[Any]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.segments) or any(
+            part is not None for part in (self.http, self.http_long, self.http_text, self.process)
+        )
+
+
+class Capture:
+    """The loaded and attached programs.
+
+    Args:
+        elf: The BPF object; the one built for this machine if left out.
+        ring_bytes: Other sizes of rings, by record size.
+    """
+
+    def __init__(self, elf: bytes | None = None, *, ring_bytes: dict[int, int] | None = None) -> None:
+        self.object = Object(built_object() if elf is None else elf)
+        self._sizes = {**_RINGS, **(ring_bytes or {})}
+        self.hook = ""
+        self._rings: dict[int, Ring] = {}
+        self._epoll: select.epoll | None = None
+        self._flags: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def start(self) -> None:
+        """Load and attach.  Nothing is watched yet.
+
+        Raises:
+            UnsupportedKernelError: this kernel lacks what is needed, or the privileges do.
+        """
+        check_layouts(self.object)
+        for stride, size in self._sizes.items():
+            self.object.set_max_entries(f"ring_{stride}", size)
+        self.object.set_constant("secret", int.from_bytes(os.urandom(8), "little"))
+        self.object.set_constant("wakeup_bytes", self._sizes[256] // 4)
+        self.object.only_programs({*PROCESS_PROGRAMS, *SOCKET_PROGRAMS})
+        try:
+            self.object.load()
+        except LoadError as err:
+            self.close()
+            raise UnsupportedKernelError(
+                f"{err}; onlooker sees nothing without the tracepoints sock_send_length and sock_recv_length "
+                f"(Linux 6.3 and newer; this is {os.uname().release})"
+            ) from err
+        # The rings first: a program that is attached writes into them at once.
+        self._epoll = select.epoll()
+        for stride, size in self._sizes.items():
+            ring = self._rings[stride] = Ring(self.object.map_fd(f"ring_{stride}"), size, stride)
+            self._epoll.register(ring.fd, select.EPOLLIN)
+        self._flags = self.object.global_array("process_flags", np.uint8)
+        try:
+            for name in (*PROCESS_PROGRAMS, *SOCKET_PROGRAMS):
+                self.object.attach(name)
+        except AttachError as err:
+            self.close()
+            raise UnsupportedKernelError(str(err)) from err
+        self.hook = "tp_btf"
+
+    def close(self) -> None:
+        """Detach everything and free it."""
+        self._flags = np.empty(0, np.uint8)
+        for ring in self._rings.values():
+            ring.close()
+        self._rings.clear()
+        if self._epoll is not None:
+            self._epoll.close()
+            self._epoll = None
+        self.object.close()
+
+    # ---- records ----
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until the timeout, or until a ring asks to be read."""
+        if self._epoll is not None:
+            with contextlib.suppress(InterruptedError):
+                self._epoll.poll(timeout_s)
+
+    def drain(self) -> Records:
+        """Take what is in the rings.
+
+        The order matters: a record refers to others that were written before it, and those are read after it.
+        """
+        found = Records()
+        if not self._rings:
+            return found
+        raw = self._rings[256].drain()
+        if raw is not None:
+            found.http = raw.view(_records.HTTP_RECORD)[:, 0]
+        for raw in self._of_kind(512):
+            if raw[0, 0] == RecordKind.RECORD_HTTP_LONG:
+                found.http_long = raw.view(_records.HTTP_LONG_RECORD)[:, 0]
+            else:
+                found.segments.append(raw.view(_records.SEGMENT_RECORD)[:, 0])
+        for raw in self._of_kind(4096):
+            if raw[0, 0] == RecordKind.RECORD_HTTP_TEXT:
+                found.http_text = raw.view(_records.HTTP_TEXT_RECORD)[:, 0]
+            else:
+                found.segments.append(raw.view(_records.SEGMENT_LONG_RECORD)[:, 0])
+        raw = self._rings[128].drain()
+        if raw is not None:
+            found.process = raw.view(_records.PROCESS_RECORD)[:, 0]
+        return found
+
+    def _of_kind(self, stride: int) -> Iterator[NDArray[np.uint8]]:
+        raw = self._rings[stride].drain()
+        if raw is None:
+            return
+        kinds = raw[:, 0]
+        if (kinds == kinds[0]).all():
+            yield raw
+            return
+        for kind in np.unique(kinds):
+            yield raw[kinds == kind]
+
+    def fill(self) -> dict[int, float]:
+        """How full each ring is, 0 to 1, by the size of its records."""
+        return {stride: ring.fill / ring.size for stride, ring in self._rings.items()}
+
+    def losses(self) -> dict[str, int]:
+        """What the kernel side lost since the start, by reason."""
+        if not self.object.loaded:
+            return {}
+        counts = self.object.percpu_sum("losses")
+        named = {
+            reason.name.removeprefix("LOSS_").lower(): int(counts[reason])
+            for reason in LossReason
+            if reason != LossReason.LOSS_REASONS
+        }
+        named["missed_run"] = sum(s["missed"] for s in self.object.program_statistics().values())
+        return named
+
+    # ---- the filter of processes (discover.watch.Filter) ----
+
+    def watch(self, pid: int) -> None:
+        """Let records of this process, and of its future children, through."""
+        self._flags[pid] |= ProcessFlags.PROCESS_WATCHED
+
+    def unwatch(self, pid: int) -> None:
+        """Hold its records back."""
+        self._flags[pid] = 0
+
+    def set_context(self, pid: int, trust_thread: bool) -> None:
+        """Say whether one thread of the process serves one request at a time."""
+        if trust_thread:
+            self._flags[pid] &= ~np.uint8(ProcessFlags.PROCESS_THREAD_UNCERTAIN)
+        else:
+            self._flags[pid] |= ProcessFlags.PROCESS_THREAD_UNCERTAIN

@@ -1,0 +1,128 @@
+"""onlooker looking at itself: own metrics, and the numbers of the live table."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from onlooker import __version__
+from onlooker.aggregate.own import OwnMetrics
+from onlooker.cli.live import AgentState, LiveRow
+from onlooker.export.exporter import Exporter
+from onlooker.export.snapshot import MetricSnapshot
+
+if TYPE_CHECKING:
+    from onlooker.agent import Agent
+
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE
+
+
+def losses(agent: Agent) -> dict[str, int]:
+    """Everything that was lost on the way, by reason; the kernel's reasons and those of user space."""
+    found = dict(agent.capture.losses())
+    pipeline = agent.pipeline
+    found.update(pipeline.http1.dropped)
+    found.update({reason: count for reason, count in pipeline.identifier.dropped.items() if reason != "no_exports"})
+    for exporter in (agent.spans, agent.metrics):
+        if exporter is not None:
+            for reason, count in exporter.stats().dropped.items():
+                found[f"{exporter.name}_{reason}"] = count
+    return found
+
+
+def own_metrics(agent: Agent) -> OwnMetrics:
+    """``onlooker_*``, read when somebody looks."""
+    own = OwnMetrics(
+        version=__version__,
+        start_unix_ns=agent.started_unix_ns,
+        build_info=not agent.loaded.config.prometheus_export.disable_build_info,
+    )
+    pipeline, watcher = agent.pipeline, agent.watcher
+
+    def of_exporters(read: str) -> Mapping[str, float]:
+        return {e.name: float(getattr(e.stats(), read)) for e in (agent.spans, agent.metrics) if e is not None}
+
+    own.counter("requests", "Requests that were assembled.", read=lambda: pipeline.requests)
+    own.counter("lost", "What was lost, by reason.", label="reason", read=lambda: losses(agent))
+    own.counter("drains", "Rounds of draining the rings.", read=lambda: agent.rounds)
+    own.counter("capture_cpu", "CPU time of the capture thread in the pipeline.", unit="s",
+                read=lambda: pipeline.busy_ns / 1e9)  # fmt: skip
+    own.gauge("drain_interval", "Time between two rounds of draining.", unit="s", read=lambda: agent.interval_s)
+    own.gauge("ring_fill", "How full a ring is, by the size of its records.", unit="1", label="record_bytes",
+              read=lambda: {str(k): v for k, v in agent.capture.fill().items()})  # fmt: skip
+    own.gauge("instrumented_processes", "Processes that are watched.", read=lambda: len(watcher.watched()))
+    own.gauge("series", "Span series alive.", read=lambda: sum(1 for _ in pipeline.aggregator.table))
+    own.counter(
+        "series_overflow", "Requests counted in an overflow series.", read=lambda: pipeline.aggregator.overflowed
+    )
+    own.counter("ignored", "Requests of ignored routes.", read=lambda: pipeline.routes.ignored)
+    own.counter("interned_overflow", "Values that found no room in the table of strings.",
+                read=lambda: pipeline.values.overflowed)  # fmt: skip
+    own.counter("spans_kept", "Requests that became spans.", read=lambda: pipeline.samplers.kept)
+    own.counter("exported", "Items that a receiver took, by signal.", label="signal", read=lambda: of_exporters("sent"))
+    own.counter("export_failures", "Failed attempts to export, by signal.", label="signal",
+                read=lambda: of_exporters("failures"))  # fmt: skip
+    own.gauge("export_queue", "Bytes that wait for export, by signal.", unit="By", label="signal",
+              read=lambda: of_exporters("queued_bytes"))  # fmt: skip
+    own.counter("cpu", "CPU time of onlooker.", unit="s", read=lambda: sum(os.times()[:2]))
+    own.gauge("memory", "Resident memory of onlooker.", unit="By", read=rss_bytes)
+    for program in agent.capture.object.programs:
+        if program.startswith("tp_"):
+            break
+    return own
+
+
+class LiveView:
+    """What the live table shows."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._cpu = (time.monotonic(), sum(os.times()[:2]))
+        self.endpoints: Sequence[tuple[str, str]] = ()
+
+    def services(self) -> list[LiveRow]:
+        """One line a service and kind."""
+        return self._rows(self._agent.pipeline.aggregator.live_services())
+
+    def routes(self) -> list[LiveRow]:
+        """One line a service, kind and span name."""
+        return self._rows(self._agent.pipeline.aggregator.live_routes())
+
+    def agent(self) -> AgentState:
+        """The footer."""
+        now, used = time.monotonic(), sum(os.times()[:2])
+        before, used_before = self._cpu
+        self._cpu = (now, used)
+        exporters: list[Exporter] = [e for e in (self._agent.spans, self._agent.metrics) if e is not None]
+        notes = [f"{e.name}: {e.stats().last_error}" for e in exporters if e.stats().last_error]
+        return AgentState(
+            losses=[(reason, count) for reason, count in losses(self._agent).items() if count],
+            cpu=(used - used_before) / max(now - before, 1e-3),
+            rss_bytes=rss_bytes(),
+            endpoints=self.endpoints,
+            notes=notes,
+            processes=len(self._agent.watcher.watched()),
+        )
+
+    @staticmethod
+    def _rows(lines: Sequence[object]) -> list[LiveRow]:
+        return [
+            LiveRow(
+                f"{line.namespace}/{line.service}" if line.namespace else line.service,  # type: ignore[attr-defined]
+                line.kind, line.name, line.window.rate, line.window.errors, line.window.quantiles_s,  # type: ignore[attr-defined]
+            )
+            for line in lines
+        ]  # fmt: skip
+
+
+def snapshots(agent: Agent) -> list[MetricSnapshot]:
+    """All metrics at this moment: of requests, and of onlooker itself."""
+    return [agent.pipeline.aggregator.snapshot(), agent.own.snapshot(time.time_ns())]
