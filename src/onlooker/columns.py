@@ -38,6 +38,15 @@ def secret_odd(rng: np.random.Generator, count: int) -> U8:
     return rng.integers(0, 1 << 64, count, np.uint64, endpoint=False) | np.uint64(1)
 
 
+def distinct_in_order(hashes: U8) -> tuple[U8, NDArray[np.intp], NDArray[np.intp]]:
+    """The distinct hashes in the order they first appear, where that is, and which of them each row has."""
+    distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(order.size)
+    return distinct[order], first[order], rank[inverse]
+
+
 class TextHasher:
     """A keyed hash over the rows of a `Text`.
 

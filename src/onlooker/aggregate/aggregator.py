@@ -36,6 +36,7 @@ from onlooker.aggregate.definitions import (
     has_feature,
     measures_of,
 )
+from onlooker.aggregate.own import OwnMetrics
 from onlooker.aggregate.selection import AttributeSelection, Selection
 from onlooker.aggregate.store import OVERFLOW_ATTRIBUTE, MetricStore, PointRow, Sums, Taken
 from onlooker.aggregate.windows import WindowRow, Windows
@@ -55,7 +56,7 @@ from onlooker.batches import (
     Text,
     Values,
 )
-from onlooker.columns import HashCache, TextHasher, mix
+from onlooker.columns import HashCache, TextHasher, distinct_in_order, mix
 from onlooker.export.snapshot import (
     HOST_SERVICE_ID,
     Exemplar,
@@ -129,7 +130,7 @@ class Aggregator:
         table: All live span series.
         overflowed: Rows counted in an overflow series.
         streams: Rows kept out of the latency histograms.
-        uncounted: Rows that no metric counts: ignored routes, services that export no metrics.
+        uncounted: Rows that no metric counts because of ignored routes.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class Aggregator:
         self._span_names: dict[int, set[str]] = {}
         self._hasher = TextHasher(rng)
         self._text_cache = HashCache(8_192)
+        self._texts = Values()  # of its own: paths would fill the table that all stages share
         self._windows = Windows(_NAMED_WINDOWS + _OTHER_WINDOWS)
         self._window_keys: dict[tuple[int, int, str], int] = {}
         self._windows.row()  # row 0 takes what finds no room
@@ -175,6 +177,14 @@ class Aggregator:
         self._stores = [self._store(definition, selection) for definition in DEFINITIONS]
         chosen = {key for store in self._stores for key in store.attributes}
         self._varying = tuple(sorted(chosen & {semconv.URL_PATH, semconv.CLIENT_ADDRESS, semconv.DNS_QUESTION_NAME}))
+
+    def describe(self, own: OwnMetrics) -> None:
+        """Let onlooker's own metrics tell what this stage counted."""
+        own.gauge("series", "Live series of requests.", read=lambda: sum(1 for _ in list(self.table)))
+        own.counter("overflowed_requests", "Requests in overflow series.", read=lambda: self.overflowed)
+        own.counter("stream_requests", "Requests kept out of latency histograms.", read=lambda: self.streams)
+        own.counter("uncounted_requests", "Requests that ignored routes keep out.", read=lambda: self.uncounted)
+        own.counter("overflowed_values", "Values beyond the interning table.", read=lambda: self._values.overflowed)
 
     # -- requests in ------------------------------------------------------------------------------------------------
 
@@ -269,7 +279,7 @@ class Aggregator:
         found = self._cache.lookup(hashes)
         if found.min() < 0:
             missing = np.flatnonzero(found < 0)
-            distinct, first, inverse = np.unique(hashes[missing], return_index=True, return_inverse=True)
+            distinct, first, inverse = distinct_in_order(hashes[missing])
             made = np.array(
                 [
                     self._series_of_row(key, batch, row, extra)
@@ -288,10 +298,10 @@ class Aggregator:
         ids = self._text_cache.lookup(hashes)
         if ids.min() < 0:
             missing = np.flatnonzero(ids < 0)
-            distinct, first, inverse = np.unique(hashes[missing], return_index=True, return_inverse=True)
+            distinct, first, inverse = distinct_in_order(hashes[missing])
             texts = [column[row] for row in missing[first].tolist()]
             made = np.array(
-                [0 if text is None else self._values.id(text.decode("utf-8", "replace")) for text in texts], np.int32
+                [0 if text is None else self._texts.id(text.decode("utf-8", "replace")) for text in texts], np.int32
             )
             self._text_cache.insert(distinct, made)
             ids[missing] = made[inverse]
@@ -319,7 +329,7 @@ class Aggregator:
         selected = {
             key: value
             for key, ids in zip(self._varying, extra, strict=True)
-            if (value := self._values[int(ids[row])]) is not None
+            if (value := self._texts[int(ids[row])]) is not None
         }
         name = str(self._values[int(batch.name[row])] or "")
         new = self._new_series(service_id, protocol, kind, status, name, attributes, selected)

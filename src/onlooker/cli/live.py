@@ -175,7 +175,7 @@ def render(source: LiveSource, *, width: int, height: int) -> RenderableType:
     agent = source.agent()
     footer = _footer(agent)
     services = sorted(source.services(), key=lambda r: (-r.rate, r.service, r.kind))
-    room = max(height - len(footer) - 6, 4)  # titles, headings and blank lines
+    room = max(height - len(footer) - 8, 4)  # titles, headings, caption, blank lines and the cursor
     shown = min(len(services), max(room // 2, 3))
     table = _table("Services, last 10 s", "service", wide=wide, named=False)
     for row in services[:shown]:

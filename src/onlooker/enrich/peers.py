@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onlooker import semconv
 from onlooker.batches import I4, U8, RequestBatch, Service, SpanKind, Values
-from onlooker.columns import AddressHasher, HashCache
+from onlooker.columns import AddressHasher, HashCache, distinct_in_order
 
 _AMBIGUOUS: Final = 0
 """In the table of listeners; service ids begin at 1."""
@@ -145,7 +145,7 @@ class Peers:
         ids = self._addresses.lookup(keys)
         missing = np.flatnonzero(ids < 0)
         if missing.size:
-            distinct, first, inverse = np.unique(keys[missing], return_index=True, return_inverse=True)
+            distinct, first, inverse = distinct_in_order(keys[missing])
             made = np.array([self._values.id(_text(address[row].tobytes())) for row in missing[first]], np.int32)
             self._addresses.insert(distinct, made)
             ids[missing] = made[inverse]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onlooker import semconv
 from onlooker.batches import I4, SKIP_METRICS, SKIP_TRACES, RequestBatch, Service, SpanKind, Text, Values
-from onlooker.columns import HashCache, TextHasher, mix
+from onlooker.columns import HashCache, TextHasher, distinct_in_order, mix
 from onlooker.enrich.heuristic import RouteTrie, cluster_path
 from onlooker.enrich.patterns import PathPatterns
 
@@ -27,6 +27,9 @@ OTHER_METHOD_NAME: Final = "HTTP"
 """What a span of an unknown method is called: semantic conventions, HTTP spans, "Name"."""
 
 _MAX_TRIES: Final = 1_024
+_MAX_ROUTES: Final = 20_000
+"""Distinct routes; with ``unmatched: path`` a crawler would fill the table that all stages share."""
+_ANY_ROUTE: Final = "/**"
 _MAX_PATH_CHARACTERS: Final = 1_024
 
 
@@ -48,11 +51,14 @@ class Routes:
     Attributes:
         ignored: Rows dropped because of ``ignored_patterns`` with mode ``all``.
         new_paths: Paths that Python had to look at.
+        capped: Paths that became ``/**`` because there are too many routes.
     """
 
     def __init__(self, options: RouteOptions, values: Values, *, rng: np.random.Generator) -> None:
         self.ignored = 0
         self.new_paths = 0
+        self.capped = 0
+        self._routes: set[str] = set()
         self._options = options
         self._values = values
         self._patterns = PathPatterns(options.patterns)
@@ -106,7 +112,7 @@ class Routes:
         outcome = self._cache.lookup(keys)
         if outcome.min() < 0:
             missing = np.flatnonzero(outcome < 0)
-            distinct, first, inverse = np.unique(keys[missing], return_index=True, return_inverse=True)
+            distinct, first, inverse = distinct_in_order(keys[missing])
             made = self._classify(batch, paths, methods, routes, missing[first], services)
             self._cache.insert(distinct, made)
             outcome[missing] = made[inverse]
@@ -186,12 +192,21 @@ class Routes:
             if mode == "all":
                 return self._outcome(0, 0, skip)
         if route_id == 0:
-            route_id = self._values.id(self._route(path, service, service_id, kind))
+            route_id = self._values.id(self._bounded(self._route(path, service, service_id, kind)))
         method = str(self._values[method_id])
         if method == OTHER_METHOD:
             method = OTHER_METHOD_NAME
         name = method if route_id == 0 else f"{method} {self._values[route_id]}"
         return self._outcome(route_id, self._values.id(name), skip)
+
+    def _bounded(self, route: str | None) -> str | None:
+        if route is None or route in self._routes:
+            return route
+        if len(self._routes) >= _MAX_ROUTES:
+            self.capped += 1
+            return _ANY_ROUTE
+        self._routes.add(route)
+        return route
 
     def _route(self, path: str, service: Service | None, service_id: int, kind: int) -> str | None:
         if (found := self._patterns.match(path)) is not None:
@@ -212,7 +227,7 @@ class Routes:
         if unmatched == "path":
             return path or "/"
         if unmatched == "wildcard":
-            return "/**"
+            return _ANY_ROUTE
         route = cluster_path(path, self._options.wildcard_char) or "/"
         if unmatched == "heuristic":
             return route

@@ -108,7 +108,7 @@ def metric_name(name: str, unit: str, kind: MetricKind, *, monotonic: bool = Tru
 def label_name(name: str) -> str:
     """An attribute key as a label."""
     label = re.sub(r"[^a-zA-Z0-9_]", "_", name)
-    if label[:1].isdigit():
+    if label[:1].isdigit() or label in ("le", "quantile"):  # the formats' own labels
         label = f"key_{label}"
     return f"key{label}" if label.startswith("__") else label or "_"
 

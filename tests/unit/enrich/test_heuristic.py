@@ -89,9 +89,42 @@ def test_most_random_letters_are_no_words_and_most_words_are():
     rng = random.Random(3)
     noise = ["".join(rng.choices(string.ascii_lowercase, k=10)) for _ in range(1000)]
     assert sum(not is_word(text) for text in noise) > 930
-    unseen = """elephant umbrella strawberry volcano philosophy brochure mushroom gazette syllabus hypothesis laundry
-        sapphire blueprint smartphone sneakers trousers jackets necklace clearance screwdriver petrol consectetur
-        michael jennifer william elizabeth johnson berlin munich london amsterdam barcelona hipsters rolldice""".split()
+    unseen = [
+        "elephant",
+        "umbrella",
+        "strawberry",
+        "volcano",
+        "philosophy",
+        "brochure",
+        "mushroom",
+        "gazette",
+        "syllabus",
+        "hypothesis",
+        "laundry",
+        "sapphire",
+        "blueprint",
+        "smartphone",
+        "sneakers",
+        "trousers",
+        "jackets",
+        "necklace",
+        "clearance",
+        "screwdriver",
+        "petrol",
+        "consectetur",
+        "michael",
+        "jennifer",
+        "william",
+        "elizabeth",
+        "johnson",
+        "berlin",
+        "munich",
+        "london",
+        "amsterdam",
+        "barcelona",
+        "hipsters",
+        "rolldice",
+    ]
     assert sum(is_word(text) for text in unseen) / len(unseen) > 0.9
 
 

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-from support.request_batches import a_request, a_service, identities_of, requests
-
 from onlooker.batches import Identities, Process, Values
 from onlooker.enrich.identify import Identifier
+from support.request_batches import a_request, a_service, identities_of, requests
 
 
 def test_pids_become_processes_and_services():

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
-from support.request_batches import HTTP_DIMS, a_request, a_service, requests
 
 from onlooker import semconv
 from onlooker.batches import SpanKind, Values
 from onlooker.enrich.peers import Peers
+from support.request_batches import HTTP_DIMS, a_request, a_service, requests
 
 SHOP = ("10.0.0.1", 8080)
 CALLER = ("10.0.0.1", 41000)

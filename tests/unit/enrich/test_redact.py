@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.request_batches import a_request, requests
 
 from onlooker import semconv
 from onlooker.batches import Text, Values
 from onlooker.enrich.redact import SENSITIVE_QUERY_PARAMS, QueryRedactor
+from support.request_batches import a_request, requests
 
 
 @pytest.mark.parametrize(

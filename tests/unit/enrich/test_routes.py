@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.request_batches import a_request, a_service, requests
 
 from onlooker import semconv
 from onlooker.batches import SKIP_METRICS, SKIP_TRACES, SpanKind, Values
 from onlooker.enrich.routes import RouteOptions, Routes
+from support.request_batches import a_request, a_service, requests
 
 
 def routes_of(batch, values):
@@ -153,3 +153,11 @@ def test_forgetting_a_service_frees_its_trie():
     _, _, stage = apply([a_request(path=b"/x"), a_request(path=b"/x", service=2)])
     stage.forget_service(1)
     assert {service for service, _ in stage._tries} == {2}
+
+
+def test_routes_are_capped_whatever_is_chosen(monkeypatch):
+    monkeypatch.setattr("onlooker.enrich.routes._MAX_ROUTES", 10)
+    rows = [a_request(path=b"/item/%d" % i) for i in range(30)]
+    batch, values, stage = apply(rows, unmatched="path")
+    assert routes_of(batch, values) == [f"/item/{i}" for i in range(10)] + ["/**"] * 20
+    assert stage.capped == 20
