@@ -67,10 +67,8 @@ def set_up_logging(level: str, form: str, stream: TextIO) -> logging.Handler:
     return handler
 
 
-def tell_configuration(loaded: Loaded, out: TextIO) -> None:
-    """Log the notes once, and print the effective configuration where ``log_config`` asks for it."""
-    for note in loaded.notes:
-        _logger.warning("%s", note)
+def print_configuration(loaded: Loaded, out: TextIO) -> None:
+    """Print the effective configuration where ``log_config`` asks for it."""
     if not loaded.config.log_config:
         return
     from onlooker.config.show import as_yaml, effective

@@ -87,12 +87,12 @@ def load(args: argparse.Namespace, environ: Mapping[str, str]) -> Loaded:
 
 def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     loaded = load(args, environ)
-    from onlooker.cli.log_setup import set_up_logging, tell_configuration
+    from onlooker.cli.log_setup import print_configuration, set_up_logging
 
     set_up_logging(loaded.config.log_level, loaded.config.log_format, sys.stderr)
     if loaded.selection.is_empty and not args.words:
         return _without_selector()
-    tell_configuration(loaded, sys.stderr)
+    print_configuration(loaded, sys.stderr)
     if loaded.config.enforce_sys_caps:
         _require_privileges(loaded)
     code: int = _part("onlooker.agent").run(loaded, command=args.words)

@@ -216,7 +216,7 @@ class Discovery(Section, frozen=True):
     ] = 0.0  # fmt: skip
     poll_interval: Annotated[
         float,
-        Key(DURATION, "How often `/proc` is read again, as a net under the kernel events; 0 for every 5s.",
+        Key(DURATION, "How often `/proc` is read again, as a net under the kernel events; 0 for the built-in interval.",
             both("DISCOVERY_POLL_INTERVAL")),
     ] = 0.0  # fmt: skip
     bpf_pid_filter_off: Annotated[
