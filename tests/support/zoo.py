@@ -8,6 +8,9 @@ The programs stand in ``tests/live/zoo``; ``scripts/setup_zoo.sh`` installs and 
             ...                            # client.pid waits for its start signal: time to attach
             made = client.run()            # list of TrueRequest
 
+Compare durations over one connection: a server that is busy with another one reads a request later than it was sent,
+and only the client's clock sees that wait.
+
 Every server knows ``GET /items/ID`` (200), ``/fail/ID`` (500), ``/missing/ID`` (404), ``/sleep/MS/ID``,
 ``/big/BYTES/ID``, ``/stream/ID`` (chunked, in pieces) and ``POST /echo/ID``, as far as its ``pages`` say.  Servers take
 a port; clients take ``PORT PLAN keepalive|fresh CONNECTIONS``, print ``ready``, wait for a line on standard input, and

@@ -3,7 +3,8 @@
 const http = require("node:http");
 const { port, fresh, connections, start } = require("./_plan.js");
 
-const agent = new http.Agent({ keepAlive: !fresh, maxSockets: connections });
+// An agent without keep-alive but with a limit would still hand a connection on to a request that waits for one.
+const agent = fresh ? false : new http.Agent({ keepAlive: true, maxSockets: connections });
 
 start(
   ({ method, path, bodyBytes, chunked }) =>
