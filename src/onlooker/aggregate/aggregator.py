@@ -11,7 +11,7 @@ time to live.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -38,7 +38,7 @@ from onlooker.aggregate.definitions import (
 )
 from onlooker.aggregate.own import OwnMetrics
 from onlooker.aggregate.selection import AttributeSelection, Selection
-from onlooker.aggregate.store import OVERFLOW_ATTRIBUTE, MetricStore, PointRow, Sums, Taken
+from onlooker.aggregate.store import OVERFLOW_ATTRIBUTE, MetricStore, PointRow, Sums, Taken, key_of
 from onlooker.aggregate.windows import WindowRow, Windows
 from onlooker.batches import (
     I4,
@@ -429,12 +429,18 @@ class Aggregator:
         service = self._identities.services.get(series.service_id)
         wanted = service is not None and "metrics" in service.exports
         family = family_of(series.protocol, series.attributes)
+        shared: dict[tuple[str, ...], tuple[Mapping[str, AttributeValue], Hashable]] = {}
         for store in self._stores:
             row = -1
             if service is not None and wanted and self._counts_in(store.definition, series, family, service):
-                made = self._attributes(store, series, attributes, service)
+                plain = store.definition.shape is Shape.ATTRIBUTES and not store.definition.constant
+                known = shared.get(store.attributes) if plain else None
+                made = known[0] if known else self._attributes(store, series, attributes, service)
                 if made is not None:
-                    row = store.row(series.service_id, made, now)
+                    key = known[1] if known else key_of(series.service_id, made)
+                    if plain:
+                        shared[store.attributes] = (made, key)
+                    row = store.row(series.service_id, made, now, key)
                     self._services[series.service_id] = service
             store.map_series(series.id, row)
 

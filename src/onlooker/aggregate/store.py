@@ -58,6 +58,11 @@ class PointRow:
     exemplars: dict[int, Exemplar] | None = None
 
 
+def key_of(service_id: int, attributes: Mapping[str, AttributeValue]) -> Hashable:
+    """What tells rows of one metric apart."""
+    return (service_id, *attributes.items())
+
+
 class MetricStore:
     """All series of one metric: at most ``limit`` and one overflow series a service."""
 
@@ -84,9 +89,22 @@ class MetricStore:
         """What is summed."""
         return self.definition.measure
 
-    def row(self, service_id: int, attributes: dict[str, AttributeValue], now_unix_ns: int) -> int:
-        """The row of these attributes, made if it is new."""
-        key: Hashable = (service_id, tuple(attributes.items()))
+    def row(
+        self,
+        service_id: int,
+        attributes: Mapping[str, AttributeValue],
+        now_unix_ns: int,
+        key: Hashable | None = None,
+    ) -> int:
+        """The row of these attributes, made if it is new.
+
+        Args:
+            service_id: Whose it is.
+            attributes: Kept as they are.
+            now_unix_ns: The start of a new row.
+            key: `key_of` the first two, where it is at hand: metrics of one series can share it and the attributes.
+        """
+        key = key or key_of(service_id, attributes)
         found = self._ids.get(key)
         if found is not None:
             return found
