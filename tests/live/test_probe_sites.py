@@ -6,13 +6,17 @@ filtered to the programs started here.
 
 from __future__ import annotations
 
+import ctypes.util
 import json
 import os
 import shutil
 import signal
+import socket
+import ssl
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -423,6 +427,70 @@ def test_go(watch: Watch, workshop: Path) -> None:
         child.stdin.close()
         child.wait(10)
         child.stdout.close()
+
+
+_GNUTLS = """
+import ctypes, sys
+curl = ctypes.CDLL("libcurl-gnutls.so.4")
+curl.curl_easy_init.restype = ctypes.c_void_p
+print("ready", file=sys.stderr, flush=True)
+count = int(sys.stdin.readline())
+for _ in range(count):
+    handle = ctypes.c_void_p(curl.curl_easy_init())
+    for option, value in ((10002, sys.argv[1].encode()), (64, ctypes.c_long(0)), (81, ctypes.c_long(0))):
+        curl.curl_easy_setopt(handle, option, value)  # URL, SSL_VERIFYPEER, SSL_VERIFYHOST
+    assert curl.curl_easy_perform(handle) == 0
+    curl.curl_easy_cleanup(handle)
+print("done", file=sys.stderr, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not ctypes.util.find_library("curl-gnutls"), reason="no curl with GnuTLS")
+def test_gnutls(watch: Watch, workshop: Path) -> None:
+    """A client with GnuTLS asks a server of ours, which counts the plaintext."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(workshop / "cert.pem", workshop / "key.pem")
+    response = b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(1000)
+    received: list[int] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        for _ in range(12):
+            accepted, _ = listener.accept()
+            with context.wrap_socket(accepted, server_side=True) as connection:
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    request += connection.recv(4096)
+                received.append(len(request))
+                connection.sendall(response)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    child = subprocess.Popen(
+        [sys.executable, "-c", _GNUTLS, f"https://127.0.0.1:{listener.getsockname()[1]}/"],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdin is not None
+    assert child.stderr is not None
+    try:
+        assert child.stderr.readline() == "ready\n"
+        (library,) = [found for found in TlsCatalog().libraries(child.pid) if found.kind is TlsKind.GNUTLS]
+        functions = _data(library)
+        with watch.on(functions, library.open_path, child.pid):
+            child.stdin.write("12\n")
+            child.stdin.flush()
+            assert child.stderr.readline() == "done\n"
+            written, read = (_total(watch, functions, direction) for direction in (Direction.WRITE, Direction.READ))
+        thread.join(10)
+        assert (written.moved, len(received)) == (sum(received), 12)
+        assert read.moved == 12 * len(response)
+        assert written.unread == read.unread == 0
+    finally:
+        child.stdin.close()
+        child.wait(10)
+        child.stderr.close()
+        listener.close()
 
 
 # Price -------------------------------------------------------------------------------------------------------------

@@ -122,8 +122,23 @@ class ProbeRegistry:
         refused: Attachments beyond the limit.
     """
 
-    def __init__(self, attacher: Attacher, *, links_limit: int = _LINKS_LIMIT) -> None:
+    def __init__(
+        self,
+        attacher: Attacher,
+        *,
+        links_limit: int = _LINKS_LIMIT,
+        dispose: Callable[[Sequence[Closeable]], None] | None = None,
+    ) -> None:
+        """Make an empty registry.
+
+        Args:
+            attacher: Attaches one library for one process.
+            links_limit: Most links that are held.
+            dispose: Takes links that are done with; closing one takes tens of milliseconds, so an event loop hands
+                them to a thread. Closed on the spot if None.
+        """
         self._attacher = attacher
+        self._dispose = dispose or _close_all
         self._links_limit = links_limit
         self._files: dict[tuple[int, int, str], ProbedFile] = {}
         self._links = 0
@@ -188,7 +203,11 @@ class ProbeRegistry:
         file = self._files[key]
         links = file.links.pop(pid)
         self._links -= len(links)
-        for link in links:
-            link.close()
+        self._dispose(links)
         if not file.links:
             del self._files[key]
+
+
+def _close_all(links: Sequence[Closeable]) -> None:
+    for link in links:
+        link.close()

@@ -57,6 +57,7 @@ class Abi(enum.Enum):
     GO_COPY = "go_copy"  # destination 0, plaintext 1, length 2: plaintext of the goroutine's current read
     GO_READER = "go_reader"  # *bytes.Reader 0, buffer 1, capacity 2: the same, before it is copied
     EVENT = "event"  # connection 0; moves nothing
+    SENDFILE = "sendfile"  # connection 0, file 1, offset 2, length 3; returns the bytes moved, which are in no buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,8 +342,7 @@ def _openssl(elf: ElfFile, chooser: SiteChooser, symbols: Mapping[str, Symbol]) 
         if also is not None and not nested:
             functions[also.name] = also
     if "SSL_sendfile" in symbols:
-        # ssize_t SSL_sendfile(SSL *, int fd, off_t, size_t, int): counted, its bytes are in no buffer.
-        sent = _pair(chooser, symbols["SSL_sendfile"], Direction.WRITE, Abi.COUNT, 4)
+        sent = _pair(chooser, symbols["SSL_sendfile"], Direction.WRITE, Abi.SENDFILE, 4)
         if sent is not None and _cheap(sent):
             functions["SSL_sendfile"] = sent
     functions |= _events(chooser, symbols, _OPENSSL_EVENTS)
