@@ -31,7 +31,7 @@ from typing import Any
 from support import truth, zoo
 from support.channels import Channel, Message
 
-PATIENCE_S = 15  # a side that hangs is ended by SIGALRM; a case of AMOUNT seconds gets that more
+PATIENCE_S = 30  # a side that hangs is ended by SIGALRM; a case of AMOUNT seconds, twice, gets that more
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,9 @@ class Side:
             case "ipv6":
                 listener = socket.create_server(("::1", self.port), family=socket.AF_INET6)
             case "mapped":  # the client speaks IPv4 to an IPv6 socket
-                listener = socket.create_server(("::", self.port), family=socket.AF_INET6, dualstack_ipv6=True)
+                listener = socket.socket(socket.AF_INET6)
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                listener.bind(("::ffff:127.0.0.1", self.port))
             case _:
                 listener = socket.create_server(("127.0.0.1", self.port))
         listener.listen(64)
@@ -422,7 +424,7 @@ def main(arguments: list[str] | None = None) -> int:
         path=options.path,
         amount=options.amount,
     )
-    signal.alarm(PATIENCE_S + side.amount)
+    signal.alarm(PATIENCE_S + 2 * side.amount)
     if options.action == "serve":
         side.listen()
         case.serve(side)
