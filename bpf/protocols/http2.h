@@ -25,9 +25,9 @@
  *
  *		if (want && read(http2_into(w), want, current position))
  *			break;				// not readable: http2_unseen() below
- *		step = http2_step(w, left);
- *		copy step.copy_length bytes from the current position + step.copy_from
- *		position += step.consume; left -= step.consume;
+ *		http2_step(w, left, step);
+ *		copy step->copy_length bytes from the current position + step->copy_from
+ *		position += step->consume; left -= step->consume;
  *	}
  *	if (left > 0)
  *		http2_unseen(w, left);			// count LOSS_STEPS or LOSS_UNREADABLE
@@ -37,6 +37,9 @@
  * A step consumes at least one byte, so the loop ends; it takes one step a frame, and one more for a
  * frame that is cut by the beginning or the end of the transfer.  Bytes that no user buffer holds are
  * reported by http2_unseen(); inside a payload the walker stays in step.
+ *
+ * For verifiers: keep walker and step in map memory, not on the stack.  What is loaded from a map is any number, so that
+ * all the ways through a step end in one state and a loop of steps costs its length, not a power of it.
  */
 #pragma once
 
@@ -110,6 +113,9 @@ struct http2_step {
 #ifndef HTTP2_INLINE
 #define HTTP2_INLINE static inline __attribute__((always_inline, unused))
 #endif
+
+/* What was stored is loaded anew: the compiler must not carry its own copy, with its bounds, on. */
+#define HTTP2_REREAD() asm volatile("" ::: "memory")
 
 HTTP2_INLINE __u32 http2_min(__u32 a, __u32 b)
 {
@@ -262,30 +268,33 @@ HTTP2_INLINE void http2_payload_ended(struct http2_walker *w)
  * The next step of a transfer of which left bytes remain, more than 0; the bytes that http2_wants()
  * asked for are in place.  Never returns consume 0 or more than left.
  */
-HTTP2_INLINE struct http2_step http2_step(struct http2_walker *w, __u32 left)
+HTTP2_INLINE void http2_step(struct http2_walker *w, __u32 left, struct http2_step *step)
 {
-	struct http2_step step = { left, 0, 0, HTTP2_STEP_LOST };
 	__u32 have = w->header_have & 15;
 	__u32 missing, length, body, keep;
 
+	step->consume = left;
+	step->copy_from = 0;
+	step->copy_length = 0;
+	step->kind = HTTP2_STEP_LOST;
 	if (w->state == HTTP2_AT_PREFACE) {
-		step.consume = step.copy_length = http2_min(w->left, left);
-		step.kind = HTTP2_STEP_PREFACE;
-		w->left -= step.consume;
+		step->consume = step->copy_length = http2_min(w->left, left);
+		step->kind = HTTP2_STEP_PREFACE;
+		w->left -= step->consume;
 		w->noteworthy = 1;
 		if (w->left == 0)
 			w->state = HTTP2_AT_HEADER;
-		return step;
+		goto done;
 	}
 	if (w->state == HTTP2_IN_PAYLOAD) {
-		step.consume = http2_min(w->left, left);
-		step.copy_length = http2_min(w->keep, step.consume);
-		step.kind = HTTP2_STEP_PAYLOAD;
-		w->left -= step.consume;
-		w->keep -= step.copy_length;
-		w->noteworthy |= step.copy_length != 0;
+		step->consume = http2_min(w->left, left);
+		step->copy_length = http2_min(w->keep, step->consume);
+		step->kind = HTTP2_STEP_PAYLOAD;
+		w->left -= step->consume;
+		w->keep -= step->copy_length;
+		w->noteworthy |= step->copy_length != 0;
 		http2_payload_ended(w);
-		return step;
+		goto done;
 	}
 	if ((w->state != HTTP2_AT_HEADER && w->state != HTTP2_SEEKING) || have >= HTTP2_FRAME_HEADER)
 		goto lost;
@@ -293,19 +302,20 @@ HTTP2_INLINE struct http2_step http2_step(struct http2_walker *w, __u32 left)
 	missing = HTTP2_FRAME_HEADER - have;
 	if (left < missing) {
 		w->noteworthy = 1;
-		step.consume = step.copy_length = left;
-		step.kind = HTTP2_STEP_HEADER;
+		step->consume = step->copy_length = left;
+		step->kind = HTTP2_STEP_HEADER;
 		w->header_have = have + left;
-		return step;
+		goto done;
 	}
-	if (w->state == HTTP2_SEEKING ? !http2_believable(w->header) : !http2_fits(w->header))
-		goto lost;
 	length = http2_length(w->header);
+	/* To be believed, a frame also ends in the transfer it begins in. */
+	if (w->state == HTTP2_SEEKING ? !http2_believable(w->header) || length > left - missing : !http2_fits(w->header))
+		goto lost;
 	keep = http2_kept(w->header[3], w->header[4], length);
 	body = http2_min(length, left - missing);
-	step.kind = HTTP2_STEP_FRAME;
-	step.consume = missing + body;
-	step.copy_length = missing + http2_min(keep, body);
+	step->kind = HTTP2_STEP_FRAME;
+	step->consume = missing + body;
+	step->copy_length = missing + http2_min(keep, body);
 	w->left = length - body;
 	w->keep = keep - http2_min(keep, body);
 	w->ends_stream = w->header[3] == HTTP2_DATA && w->header[4] & HTTP2_END_STREAM;
@@ -313,10 +323,11 @@ HTTP2_INLINE struct http2_step http2_step(struct http2_walker *w, __u32 left)
 	w->state = HTTP2_IN_PAYLOAD;
 	w->noteworthy = 1;
 	http2_payload_ended(w);
-	return step;
+	goto done;
 lost:
 	http2_lose(w);
-	return step;
+done:
+	HTTP2_REREAD();
 }
 
 /* count bytes went by unread.  Inside a payload that is no reason to lose the step. */
