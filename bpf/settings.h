@@ -11,6 +11,7 @@
 #define STEPS_MAX 200		  /* pieces of messages walked in one call */
 #define PIPELINE_MAX 64		  /* requests in flight whose HEAD and CONNECT are told apart */
 #define HEAD_MAX (64 * 1024)	  /* a message head longer than this is given up */
+#define SEGMENT_TAIL 64		  /* bytes from the end of a transfer that is kept in part */
 #define CLASSIFY_TRIES 12	  /* transfers looked at before a socket is left alone */
 
 /* Ring sizes in bytes; user space may set others before load. */

@@ -16,6 +16,8 @@
 #include "lib/connection.h"
 #include "lib/context.h"
 #include "lib/exchange.h"
+#include "protocols/classify.h"
+#include "lib/segment.h"
 #include "lib/core.h"
 
 const volatile __u64 secret = 0;
@@ -44,7 +46,15 @@ int BPF_PROG(tp_sock_state, struct sock *sk, int oldstate, int newstate)
 	if (newstate != TCP_CLOSE && newstate != TCP_FIN_WAIT1 && newstate != TCP_LAST_ACK)
 		return 0;
 	c = connection_of(sk);
-	if (!c || c->protocol != PROTOCOL_HTTP1 || c->requests == c->responses)
+	if (!c)
+		return 0;
+	if (c->protocol != PROTOCOL_HTTP1) {
+		if (newstate == TCP_CLOSE && c->segments && c->protocol != PROTOCOL_OTHER)
+			emit_segment_end(c, DIRECTION_SEND,
+					 sk->sk_err ? SEGMENT_CLOSE | SEGMENT_RESET : SEGMENT_CLOSE);
+		return 0;
+	}
+	if (c->requests == c->responses)
 		return 0;
 	if (newstate != TCP_CLOSE && c->request_direction == DIRECTION_SEND)
 		return 0; /* a client may close its half and still be answered */

@@ -54,6 +54,7 @@ struct stream {
 	__u64 start_mono_ns; /* first byte of the message */
 	__u64 last_mono_ns;  /* newest byte of the message */
 	__u64 bytes;	     /* moved since the connection is watched */
+	__u64 scores;	     /* classify.h: what the newest transfer could be */
 	struct http1_head head;
 	struct http1_chunk chunk;
 	__u32 tcp_seq;	     /* TCP: where the next byte should stand */
@@ -79,7 +80,9 @@ struct connection {
 	__u8 error;		/* enum request_error, once the connection is broken */
 	__u16 local_port;
 	__u16 remote_port;
-	__u8 pad[6];
+	__u8 datagram;		/* SOCK_DGRAM: transfers are messages */
+	__u8 pad;
+	__u32 segments;		/* handed to user space so far */
 	__u8 local_address[16];
 	__u8 remote_address[16];
 	struct stream streams[2]; /* by enum direction */
@@ -115,6 +118,8 @@ static __always_inline struct connection *connection_make(struct sock *sk)
 	}
 	c->id = bpf_ktime_get_ns() ^ ((__u64)bpf_get_smp_processor_id() << 52);
 	c->family = (__u8)sk->__sk_common.skc_family;
+	c->datagram = sk->sk_type == SOCK_DGRAM;
+	c->request_direction = DIRECTION_SEND; /* until known */
 	return c;
 }
 
@@ -145,7 +150,3 @@ static __always_inline void learn_addresses(struct connection *c, struct sock *s
 	c->addresses_known = 1;
 }
 
-static __always_inline bool is_tcp(const struct connection *c)
-{
-	return c->family != AF_UNIX;
-}

@@ -5,7 +5,7 @@
  */
 #pragma once
 
-/* Which protocol do the first bytes of a connection speak?  True: handled, or nothing to do yet. */
+/* Which protocol do the first bytes of a connection speak?  True: they are to be followed now. */
 static __always_inline bool classify(struct connection *c, struct work *w, __u32 direction, __u64 now)
 {
 	struct stream *s = &c->streams[direction & 1];
@@ -39,9 +39,20 @@ static __always_inline bool classify(struct connection *c, struct work *w, __u32
 		return false;
 	}
 	s->carry_length = 0;
+	if (!n)
+		return false;
+	classify_others(c, w, direction);
+	verdict = protocol_agree(c->streams[DIRECTION_SEND].scores, c->streams[DIRECTION_RECEIVE].scores);
+	if (AGREE_PROTOCOL(verdict)) {
+		c->protocol = AGREE_PROTOCOL(verdict);
+		c->request_direction = verdict & AGREE_SWAPPED ? DIRECTION_RECEIVE : DIRECTION_SEND;
+		if (c->protocol == PROTOCOL_TLS)
+			c->protocol = PROTOCOL_OTHER;
+		return true;
+	}
 	if (++c->tries >= CLASSIFY_TRIES)
 		c->protocol = PROTOCOL_OTHER;
-	return false;
+	return true;
 }
 
 /* Follow the transfer's bytes through the messages they belong to. */
@@ -65,6 +76,11 @@ static __always_inline void follow(struct connection *c, struct sock *sk, struct
 /* A transfer failed, or the peer closed: the end of a UNIX stream is seen in no other way. */
 static __always_inline void on_end(struct connection *c, struct work *w, __u32 direction, int result)
 {
+	if (c->protocol != PROTOCOL_HTTP1) {
+		if (c->segments && !c->datagram)
+			emit_segment_end(c, direction, result ? SEGMENT_CLOSE | SEGMENT_RESET : SEGMENT_EOF);
+		return;
+	}
 	if (!result) {
 		if (direction == DIRECTION_RECEIVE && c->request_direction == DIRECTION_SEND)
 			abandon(c, w, bpf_ktime_get_ns(), REQUEST_PEER_CLOSED);
@@ -94,10 +110,10 @@ static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result
 		return 0;
 	if (flags & (MSG_PEEK | MSG_ERRQUEUE) && direction == DIRECTION_RECEIVE)
 		return 0;
-	if (sk->sk_type != SOCK_STREAM)
-		return 0;
 	family = sk->__sk_common.skc_family;
 	if (family != AF_INET && family != AF_INET6 && family != AF_UNIX)
+		return 0;
+	if (sk->sk_type != SOCK_STREAM && (sk->sk_type != SOCK_DGRAM || family == AF_UNIX))
 		return 0;
 	c = connection_of(sk);
 	if (!c) {
@@ -114,6 +130,7 @@ static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result
 		return 0;
 	w->emit = EMIT_NONE;
 	w->head_of = 0;
+	w->datagram = c->datagram;
 	if (result <= 0) {
 		on_end(c, w, direction, result);
 		return 0;
@@ -136,11 +153,13 @@ static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result
 	s->bytes += result;
 	s->last_mono_ns = w->now_mono_ns;
 	if (c->protocol == PROTOCOL_UNKNOWN) {
+		learn_addresses(c, sk);
 		if (!classify(c, w, direction, w->now_mono_ns))
 			return 0;
-		learn_addresses(c, sk);
 	}
 	if (c->protocol == PROTOCOL_HTTP1)
 		follow(c, sk, w, direction);
+	else if (c->protocol != PROTOCOL_OTHER)
+		emit_segment(c, w, direction);
 	return 0;
 }

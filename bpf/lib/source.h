@@ -29,7 +29,8 @@ struct work {
 	__u8 emit;	     /* enum emit */
 	__u8 error;	     /* enum request_error */
 	__u8 head_of;	     /* 1 + index of the exchange whose head just became complete */
-	__u8 pad[7];
+	__u8 datagram;
+	__u8 pad[6];
 };
 
 /* What a step found out; told in one place behind it, so that the code stands there once. */

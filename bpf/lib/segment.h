@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Segments: bounded pieces of what each call moved, for protocols that user space takes apart.
+ * A small transfer goes out whole.  Of a large one the beginning and the end are kept: most
+ * protocols say at the beginning how long a message is, and at the end that an answer is over.
+ */
+#pragma once
+
+#define SEGMENT_SMALL sizeof(((struct segment_record *)0)->payload)
+#define SEGMENT_LARGE sizeof(((struct segment_long_record *)0)->payload)
+
+struct segment_head {
+	SEGMENT_RECORD_HEAD;
+};
+
+/* Where the pieces of a scattered transfer are put together. */
+struct segment_scratch {
+	__u32 copied;
+	__u32 skip;
+	__u8 bytes[2 * 4096];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, WORKS);
+	__type(key, __u32);
+	__type(value, struct segment_scratch);
+} segment_scratches SHARED_MAP;
+
+/* Copy `room` bytes (at most SEGMENT_LARGE) from byte `skip` of a scattered transfer into the scratch. */
+__noinline int gather(__u32 direction, __u32 skip, __u32 room)
+{
+	struct work *w = work_of(direction);
+	struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
+
+	if (!w || !scratch)
+		return 0;
+	scratch->copied = 0;
+	scratch->skip = skip;
+	for (__u32 i = 0; i < MAX_IOVECS; i++) {
+		/* kept in memory, so that the verifier sees every turn alike */
+		__u32 copied = *(volatile __u32 *)&scratch->copied;
+		__u64 base, length, n;
+
+		if (i >= w->source.iov_count || copied >= room)
+			break;
+		skip = *(volatile __u32 *)&scratch->skip;
+		base = w->source.iov[i].base;
+		length = w->source.iov[i].length;
+		if (skip >= length) {
+			*(volatile __u32 *)&scratch->skip = skip - (__u32)length;
+			continue;
+		}
+		length -= skip;
+		n = room - copied;
+		if (n > length)
+			n = length;
+		n = at_most(n, SEGMENT_LARGE);
+		if (bpf_probe_read_user(scratch->bytes + at_most(copied, SEGMENT_LARGE), n, (void *)(base + skip)))
+			break;
+		*(volatile __u32 *)&scratch->copied = copied + (__u32)n;
+		*(volatile __u32 *)&scratch->skip = 0;
+	}
+	return (int)scratch->copied;
+}
+
+static __always_inline void fill_segment(struct segment_head *r, struct connection *c, __u32 direction, __u32 length,
+					 __u16 flags, __u64 now)
+{
+	const struct stream *s = &c->streams[direction & 1];
+	__u64 now_pid = bpf_get_current_pid_tgid();
+	struct context context = {};
+
+	r->protocol = c->protocol;
+	r->role = c->protocol == PROTOCOL_UNKNOWN ? ROLE_UNKNOWN :
+		  c->request_direction == DIRECTION_RECEIVE ? ROLE_SERVER : ROLE_CLIENT;
+	r->direction = direction;
+	r->flags = flags;
+	r->captured_head = 0;
+	r->captured_tail = 0;
+	r->tls = 0;
+	r->family = c->family;
+	r->sequence = c->segments++;
+	r->tgid = now_pid >> 32;
+	r->tid = (__u32)now_pid;
+	r->connection_id = c->id;
+	r->mono_ns = now;
+	r->stream_offset = s->bytes - length;
+	r->length = length;
+	r->local_port = c->local_port;
+	r->remote_port = c->remote_port;
+	copy_words(r->local_address, c->local_address, 16);
+	copy_words(r->remote_address, c->remote_address, 16);
+	if (direction == DIRECTION_SEND && c->request_direction == DIRECTION_SEND && length)
+		context_inherit(&context, now_pid >> 32);
+	copy_words(r->trace_id, context.trace_id, 16);
+	copy_words(r->span_id, &context.parent_span_id, 8);
+	zero_words(&r->trace_flags, 8);
+	r->trace_flags = context.trace_flags;
+	r->parent_source = context.source;
+}
+
+/* Copy what is kept of the transfer; false if no buffer can be read. */
+static __always_inline bool fill_payload(struct segment_head *r, __u8 *payload, const __u32 size, struct work *w,
+					 __u32 direction)
+{
+	__u32 length = w->source.length, head = length, tail = 0;
+
+	if (!w->source.iov_count)
+		return false;
+	if (length > size) {
+		head = size - SEGMENT_TAIL;
+		tail = SEGMENT_TAIL;
+		r->flags |= SEGMENT_CUT;
+	}
+	if (w->source.iov_count == 1) {
+		__u64 base = w->source.iov[0].base;
+
+		if (bpf_probe_read_user(payload, at_most(head, size), (void *)base))
+			return false;
+		if (tail)
+			bpf_probe_read_user(payload + size - SEGMENT_TAIL, SEGMENT_TAIL,
+					    (void *)(base + length - SEGMENT_TAIL));
+	} else {
+		struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
+
+		if (!scratch || gather(direction, 0, head) != (int)head)
+			return false;
+		bpf_probe_read_kernel(payload, at_most(head, size), scratch->bytes);
+		if (tail) {
+			tail = gather(direction, length - SEGMENT_TAIL, SEGMENT_TAIL) == SEGMENT_TAIL ? SEGMENT_TAIL : 0;
+			if (tail)
+				bpf_probe_read_kernel(payload + size - SEGMENT_TAIL, SEGMENT_TAIL, scratch->bytes);
+		}
+	}
+	r->captured_head = head;
+	r->captured_tail = tail;
+	return true;
+}
+
+/* One transfer of a connection becomes a record. */
+__noinline int emit_segment(struct connection *c, struct work *w, __u32 direction)
+{
+	__u32 length;
+	bool large;
+
+	if (!c || !w)
+		return 0;
+	length = w->source.length;
+	/* of a long answer the beginning and the end tell enough; of a long request the text is wanted */
+	large = length > SEGMENT_SMALL && (length <= SEGMENT_LARGE || direction == c->request_direction);
+	if (large) {
+		struct segment_long_record *r = ring_reserve(ring_4096, struct segment_long_record);
+
+		if (!r)
+			return 0;
+		r->kind = RECORD_SEGMENT_LONG;
+		fill_segment((struct segment_head *)r, c, direction, length, 0, w->now_mono_ns);
+		if (!fill_payload((struct segment_head *)r, r->payload, SEGMENT_LARGE, w, direction))
+			r->flags |= SEGMENT_UNREADABLE;
+		ring_submit(ring_4096, r);
+	} else {
+		struct segment_record *r = ring_reserve(ring_512, struct segment_record);
+
+		if (!r)
+			return 0;
+		r->kind = RECORD_SEGMENT;
+		fill_segment((struct segment_head *)r, c, direction, length, 0, w->now_mono_ns);
+		if (!fill_payload((struct segment_head *)r, r->payload, SEGMENT_SMALL, w, direction))
+			r->flags |= SEGMENT_UNREADABLE;
+		ring_submit(ring_512, r);
+	}
+	return 0;
+}
+
+/* The connection is over, or one direction of it. */
+static __always_inline void emit_segment_end(struct connection *c, __u32 direction, __u16 flags)
+{
+	struct segment_record *r = ring_reserve(ring_512, struct segment_record);
+
+	if (!r)
+		return;
+	r->kind = RECORD_SEGMENT;
+	fill_segment((struct segment_head *)r, c, direction, 0, flags, bpf_ktime_get_ns());
+	ring_submit(ring_512, r);
+}
+
+/* classify.h, one protocol a function: the verifier walks each by itself, and adds no paths up. */
+#define CLASSIFIER(name, number)                                                                   \
+	__noinline int classify_##name(__u32 direction, __u32 strong)                              \
+	{                                                                                          \
+		struct work *w = work_of(direction);                                               \
+		__u64 verdicts;                                                                    \
+                                                                                                   \
+		if (!w)                                                                            \
+			return 0;                                                                  \
+		verdicts = classify_as(number, w->window.bytes, w->window.length, w->source.length,\
+				       w->datagram, -1);                                           \
+		return strong ? (int)(verdicts >> CLASSIFY_STRONG_SHIFT) : (int)verdicts;          \
+	}
+
+CLASSIFIER(dns, PROTOCOL_DNS)
+CLASSIFIER(tls, PROTOCOL_TLS)
+CLASSIFIER(http2, PROTOCOL_HTTP2)
+CLASSIFIER(postgres, PROTOCOL_POSTGRES)
+CLASSIFIER(mysql, PROTOCOL_MYSQL)
+CLASSIFIER(tds, PROTOCOL_TDS)
+CLASSIFIER(redis, PROTOCOL_REDIS)
+CLASSIFIER(memcached, PROTOCOL_MEMCACHED)
+CLASSIFIER(mongodb, PROTOCOL_MONGODB)
+
+/* The bytes in the window are not HTTP/1: what else could they be? */
+static __always_inline void classify_others(struct connection *c, struct work *w, __u32 direction)
+{
+	__u32 plain = 0, strong = 0;
+
+#define ASK(name)                                                                                  \
+	plain |= classify_##name(direction, 0);                                                    \
+	strong |= classify_##name(direction, 1)
+	if (c->datagram) {
+		ASK(dns);
+	} else {
+		ASK(dns);
+		ASK(tls);
+		ASK(http2);
+		ASK(postgres);
+		ASK(mysql);
+		ASK(tds);
+		ASK(redis);
+		ASK(memcached);
+		ASK(mongodb);
+	}
+#undef ASK
+	c->streams[direction & 1].scores = (__u64)strong << CLASSIFY_STRONG_SHIFT | plain;
+}
