@@ -9,6 +9,12 @@ from __future__ import annotations
 
 import sys
 
+if __name__ == "__main__":  # the unit tests need no fuzzer
+    import atheris
+
+    with atheris.instrument_imports(include=["onlooker.protocols"]):
+        from onlooker.protocols import http2 as http2
+
 from onlooker.protocols import Operation, Segment
 from onlooker.protocols.http2 import Http2
 
@@ -53,13 +59,6 @@ def one_input(data: bytes) -> list[Operation]:
     return operations
 
 
-def main() -> None:
-    import atheris  # only here: the unit tests need no fuzzer
-
-    atheris.instrument_all()
+if __name__ == "__main__":
     atheris.Setup(sys.argv, lambda data: one_input(data) and None)
     atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()
