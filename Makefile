@@ -1,6 +1,7 @@
-# What a fresh Debian machine needs is installed by `make setup`; every other target begins with it.
+# onlooker's commands.  What a fresh Debian machine lacks is installed by `make setup`, which the others begin with.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -16,8 +17,36 @@ BPF_OBJECT := src/onlooker/kernel/onlooker-$(BPF_ARCH).bpf.o
 BPF_FLAGS := -O2 -g -target bpf -mcpu=v2 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Wextra -Werror \
 	-Wno-unused-parameter -Wno-missing-field-initializers -Wno-sign-compare -Ibpf
 
+# eBPF needs root; who is not gets it for the one command that needs it.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+PYTEST := $(PY) -m pytest
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+# ---- set-up and running ----
+
+.PHONY: setup demo-setup run clean
+setup: ## install what is missing, build, and leave .venv/bin/onlooker
+	@scripts/setup.sh $(if $(wildcard web/package.json),web)
+	@$(MAKE) --no-print-directory -s bpf web
+
+demo-setup: setup ## the programs of the demo
+	@scripts/setup.sh demo
+
+# ARGS="--open-port 8080" watches a service of yours and starts no demo.
+run: $(if $(ARGS),setup,demo-setup) ## the live table on the demo shop; ARGS="--open-port 8080" for your own service
+	@$(if $(ARGS),,echo "The demo shop starts on http://127.0.0.1:8080/ or near (log: build/demo/demo.log). Ctrl-C ends it all.")
+	@$(AS_ROOT) $(VENV)/bin/onlooker run $(if $(ARGS),$(ARGS),$(RUN_ARGS) -- $(PY) demo/supervisor.py)
+
+clean: ## remove what was built, not what was installed
+	rm -rf build dist $(BPF_OBJECT)
+
+# ---- the kernel side ----
+
 .PHONY: bpf
-bpf: $(BPF_OBJECT)
+bpf: $(BPF_OBJECT) ## build the BPF object of this machine
 
 $(BPF_OUT)/%.part.o: bpf/%.bpf.c $(BPF_HEADERS)
 	@mkdir -p $(@D)
@@ -28,3 +57,61 @@ $(BPF_OBJECT): $(BPF_PARTS)
 	@mkdir -p $(@D)
 	PATH=$$PATH:/usr/sbin bpftool gen object $@ $^
 	llvm-strip -g $@ 2>/dev/null || $$(ls -d /usr/lib/llvm-*/bin | tail -1)/llvm-strip -g $@
+
+# ---- the page ----
+
+WEB_SOURCES := $(shell find web -type f -not -path '*/node_modules/*' -not -path '*/dist/*' 2>/dev/null)
+WEB_STAMP := build/stamps/web
+
+.PHONY: web
+web: $(if $(wildcard web/package.json),$(WEB_STAMP)) ## build the page
+
+$(WEB_STAMP): $(WEB_SOURCES)
+	@mkdir -p $(@D)
+	@echo "web: npm ci, npm run build"
+	@cd web && { npm ci --no-audit --no-fund --loglevel=error && npm run --silent build; } \
+		>../build/web.log 2>&1 || { tail -n 40 ../build/web.log >&2; exit 1; }
+	@touch $@
+
+# ---- generated files ----
+
+.PHONY: generate golden
+generate: setup ## records, semantic conventions and reference tables, from what they are made of
+	$(PY) scripts/gen_records.py $(BPF_OBJECT) src/onlooker/capture/_records.py
+	$(PY) scripts/gen_semconv.py
+	$(PY) scripts/gen_reference.py
+
+golden: setup ## write the golden files anew; read the difference before it is committed
+	$(PYTEST) tests/golden -q --golden-write
+
+# ---- tests ----
+
+.PHONY: check test test-setup fuzz test-kernels bench bench-count
+check: setup ## format, lint, types and unit tests: under two minutes
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(PYTEST) tests/unit -q
+
+test-setup: demo-setup
+	@scripts/setup.sh test
+	@for part in zoo databases; do \
+		if [ -e scripts/setup_$$part.sh ]; then bash scripts/setup_$$part.sh || exit 1; fi; \
+	done
+
+test: test-setup ## everything: unit, native, golden and live tests (root)
+	$(AS_ROOT) env CI=$(CI) PATH="$$PATH:/usr/sbin:/usr/local/go/bin" $(PYTEST) $(TEST_ARGS)
+
+FUZZ_SECONDS ?= 60
+fuzz: setup ## drive the parsers with libFuzzer and hypothesis; FUZZ_SECONDS=60 for each target
+	@scripts/setup.sh test
+	FUZZ_SECONDS=$(FUZZ_SECONDS) bash scripts/fuzz.sh
+
+test-kernels: setup ## load and run on other kernels in virtual machines
+	$(AS_ROOT) $(PYTEST) tests/kernels $(TEST_ARGS)
+
+bench: test-setup ## cost on this machine, as ratios within one run
+	$(AS_ROOT) $(PY) benchmarks/bench.py $(ARGS)
+
+bench-count: test-setup ## instructions a request, in the counting machine
+	$(AS_ROOT) $(PY) benchmarks/bench_count.py $(ARGS)

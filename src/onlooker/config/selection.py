@@ -36,6 +36,7 @@ class Selector:
         sampler: Name and argument; None for the global one.
         routes_incoming, routes_outgoing: Route patterns.
         features: Metric features; () for the global ones.
+        descendants: Whether all that a chosen process starts is meant too, whatever program it is.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Selector:
     routes_incoming: tuple[str, ...] = ()
     routes_outgoing: tuple[str, ...] = ()
     features: frozenset[str] = frozenset()
+    descendants: bool = False
 
     @property
     def is_empty(self) -> bool:

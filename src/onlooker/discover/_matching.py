@@ -54,12 +54,14 @@ class Verdict:
         selected: Whether the process is chosen by itself.
         excluded: Whether an exclusion forbids it, also as a child of a chosen process.
         reason: For people: by which selector, or why not.
+        descendants: What it starts is chosen with it, whatever program it is.
     """
 
     selected: bool
     excluded: bool
     reason: str
     overrides: Overrides = Overrides()
+    descendants: bool = False
 
 
 class Matcher:
@@ -111,7 +113,8 @@ class Matcher:
                 if not subject.first_failure(selector):
                     return Verdict(False, True, f"excluded by {selector.source}")
         if matching:
-            return Verdict(True, False, f"selected by {matching[-1].source}", _merge(matching))
+            family = any(one.descendants for one in matching)
+            return Verdict(True, False, f"selected by {matching[-1].source}", _merge(matching), family)
         return Verdict(False, False, failures[0] if len(failures) == 1 else "matches no selector")
 
     def language(self, process: Process) -> Language:

@@ -183,7 +183,9 @@ def _run_module(process: Process, module: str) -> str:
 _SERVER_VALUES: Final = _words(
     "-b --bind -w --workers -k --worker-class -c --config -n --name --host --port -p --uds --fd --chdir "
     "--app-dir --loop --http --log-config --log-level --env-file -t --timeout --threads -u -e --endpoint "
-    "--interface --root-path"
+    "--interface --root-path --keep-alive --worker-tmp-dir --worker-connections --max-requests --max-requests-jitter "
+    "--graceful-timeout --backlog -m --umask --user -g --group --access-logfile --error-logfile --log-file --pid "
+    "--pythonpath --forwarded-allow-ips --timeout-keep-alive --limit-concurrency --ws --lifespan --reload-dir"
 )
 
 

@@ -57,6 +57,7 @@ class Decision:
         image: See `Stat.image`.
         ports: That a kernel record or a selector made known; not a complete list.
         is_final: Never looked at again: kernel threads and onlooker itself.
+        family: What it starts is watched too, whatever program it is.
         member: The instance it belongs to while it is watched.
     """
 
@@ -70,6 +71,7 @@ class Decision:
     reason: str
     ports: frozenset[int] = frozenset()
     is_final: bool = False
+    family: bool = False
     trust_thread: bool = False
     member: Member | None = None
 
@@ -275,7 +277,7 @@ class Watcher:
         self._keep(
             Decision(
                 pid, start_ticks, parent_pid, parent.image, parent.exe, True, False, f"child of {parent_pid}",
-                parent.ports, trust_thread=parent.trust_thread, member=member,
+                parent.ports, family=parent.family, trust_thread=parent.trust_thread, member=member,
             )
         )  # fmt: skip
         self._set_context(pid, parent.trust_thread)
@@ -329,9 +331,12 @@ class Watcher:
                 return
         parent = self._parent_of(process)
         inherits = parent is not None and parent.watched and parent.exe == process.exe and process.exe != ""
-        verdict = self._matcher.judge(process, extra_ports=ports, as_child=inherits)
-        wanted = verdict.selected or (inherits and not verdict.excluded)
-        if wanted and not inherits and self._is_too_young(process):
+        family = (parent is not None and parent.watched and parent.family) or (
+            known is not None and known.watched and known.family  # its parent may be gone by now
+        )
+        verdict = self._matcher.judge(process, extra_ports=ports, as_child=inherits or family)
+        wanted = verdict.selected or ((inherits or family) and not verdict.excluded)
+        if wanted and not (inherits or family) and self._is_too_young(process):
             verdict, wanted = Verdict(False, False, "younger than discovery.min_process_age"), False
             self._later[pid] = self._now() + min(self._min_age_s, 60.0)
         if not process.still_there():
@@ -345,9 +350,12 @@ class Watcher:
             pid, process.stat.start_ticks, process.stat.parent, process.stat.image, sys.intern(process.exe),
             wanted, verdict.excluded, verdict.reason, ports,
             is_final=process.stat.is_kernel_thread or verdict.reason == "onlooker itself",
+            family=wanted and (family or verdict.descendants),
         )  # fmt: skip
         self._keep(decision)
         if wanted:
+            if family and not verdict.selected:
+                decision.reason = f"started by {process.stat.parent}"
             self._take(decision, process, verdict, parent if inherits else None)
             return
         if self._wants_language and executed and not verdict.excluded:

@@ -39,6 +39,7 @@ def named(fake: FakeProc, pid: int = 70, *, name: str = "", namespace: str = "")
         (PYTHON, ["python3", "/usr/bin/gunicorn", "--name", "orders", "app:app"], "/srv/checkout", "orders"),
         (PYTHON, ["python3", "/usr/bin/gunicorn", "--chdir", "/opt/pay", "wsgi:app"], "/srv/checkout", "pay"),
         (PYTHON, ["python3", "/usr/bin/gunicorn", "shop:create_app('dev')"], "/srv", "shop"),
+        (PYTHON, ["python3", "/usr/bin/gunicorn", "--keep-alive", "30", "shop:app"], "/srv", "shop"),
         (PYTHON, ["gunicorn: master [shop:app]"], "/srv", "shop"),
         (PYTHON, ["gunicorn: worker [app:app]"], "/srv/shop", "shop"),
         (PYTHON, ["python3", "/usr/bin/uvicorn", "--port", "8000", "app.main:app"], "/srv/stock", "stock"),

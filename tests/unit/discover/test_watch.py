@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from onlooker import semconv
 from onlooker.batches import Identities
 from onlooker.config.loader import load_text
-from onlooker.config.selection import Selection
+from onlooker.config.selection import Selection, Selector
 from onlooker.discover.naming import Host
 from onlooker.discover.watch import EXEC, EXIT, FORK, LISTEN, Watcher
 from onlooker.errors import BpfError
@@ -221,6 +222,21 @@ def test_a_child_that_runs_another_program_is_let_go(fake: FakeProc) -> None:
     scene.feed((FORK, 71, {"parent_tgid": 70, "watched": 1}), (EXEC, 71, {"watched": 1}))
     assert scene.kernel.pids == {70}
     assert not scene.watcher.decisions[71].watched
+
+
+def test_all_that_a_started_command_starts_is_watched(fake: FakeProc) -> None:
+    fake.add(70, exe="/usr/bin/make")
+    command = Selector(kind="glob", source="the command line", pids=((70, 70),), descendants=True)
+    scene = Scene(fake, replace(by_path("/never"), selectors=(command,)))
+    fake.add(71, parent=70, exe=NODE, args=["node", "/srv/shop/server.js"], image=(5, 6))
+    scene.feed((FORK, 71, {"parent_tgid": 70, "watched": 1}), (EXEC, 71, {"watched": 1}))
+    assert scene.kernel.pids == {70, 71}
+    assert scene.reason(71) == "started by 70"
+    assert scene.instance(71) != scene.instance(70)
+    fake.add(71, parent=1, exe="/srv/late", image=(7, 8))  # it ran another program after its parent had gone
+    scene.feed((EXIT, 70, {}), (EXEC, 71, {"watched": 1}))
+    assert scene.kernel.pids == {71}
+    assert scene.service(71) == "late"
 
 
 def test_a_child_that_the_kernel_watches_without_our_knowing_is_decided(fake: FakeProc) -> None:
