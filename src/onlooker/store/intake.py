@@ -1,0 +1,233 @@
+"""The door of the store, on the capture thread: takes what is needed of each batch and leaves at once.
+
+Receives finished batches, hands `Rows` and the series they need to the writer, in order.  Drops a batch when too much
+waits (counted), and the details of requests beyond `DETAILED_PER_S`, errors excepted (counted): their numbers still
+reach the metrics.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onlooker.batches import (
+    I4,
+    I8,
+    SKIP_METRICS,
+    SKIP_TRACES,
+    U1,
+    U2,
+    U8,
+    Column,
+    RequestBatch,
+    Series,
+    SeriesTable,
+    Service,
+    StatusCode,
+    Text,
+)
+
+DETAILED_PER_S: Final = 6_000
+"""Requests a second whose details are looked at for interesting traces."""
+ROWS_MAX: Final = 60_000
+DETAILS_MAX: Final = 16_000
+HURRY_ROWS: Final = 5_000
+"""So many rows wake the writer before its time: they would only take memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewSeries:
+    """A slot of the series table has begun a new life."""
+
+    slot: int
+    series: Series
+    service: Service | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the metrics need: one row a request.
+
+    Attributes:
+        slot: ``(n,)`` int32 series slots.
+        duration_ns: ``(n,)`` int64.
+        failed, stream: ``(n,)`` bool.
+    """
+
+    slot: I4
+    duration_ns: I8
+    failed: NDArray[np.bool_]
+    stream: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+
+@dataclass(slots=True)
+class Rows:
+    """What a span needs, as own contiguous columns; names as in `RequestBatch`."""
+
+    slot: I4
+    pid: I4
+    tid: I4
+    connection: U8
+    start_unix_ns: I8
+    request_end_unix_ns: I8
+    response_start_unix_ns: I8
+    end_unix_ns: I8
+    request_bytes: I8
+    response_bytes: I8
+    local_address: U1
+    remote_address: U1
+    local_port: U2
+    remote_port: U2
+    trace_id: U1
+    span_id: U1
+    parent_span_id: U1
+    trace_flags: U1
+    parent_source: U1
+    status: U1
+    stream: NDArray[np.bool_]
+    dims: I4
+    dim_names: tuple[str, ...]
+    varying: dict[str, Column]
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Rows:
+        """The chosen rows; pools of text are shared."""
+        return _rows(self, self.slot[rows], rows)
+
+    @property
+    def trace_low(self) -> U8:
+        """``(n,)`` the random half of the trace ids."""
+        return np.ascontiguousarray(self.trace_id[:, 8:]).view(np.uint64)[:, 0]
+
+
+_PLAIN: Final = tuple(name for name in Rows.__dataclass_fields__ if name not in ("slot", "dim_names", "varying"))
+
+Item = NewSeries | Counts | Rows
+
+
+def _rows(source: RequestBatch | Rows, slot: I4, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Rows:
+    columns = {name: np.ascontiguousarray(getattr(source, name)[rows]) for name in _PLAIN}
+    varying: dict[str, Column] = {
+        key: column.take(rows) if isinstance(column, Text) else column[rows] for key, column in source.varying.items()
+    }
+    return Rows(slot=slot, dim_names=source.dim_names, varying=varying, **columns)
+
+
+class Intake:
+    """The queue between the capture thread, which calls `put`, and the writer, which calls `take`.
+
+    Attributes:
+        seen: Requests so far.
+        dropped: Requests that reached nothing, because the writer was too far behind.
+        undetailed: Requests that were counted but not looked at as spans.
+    """
+
+    def __init__(self, table: SeriesTable, services: Callable[[], Mapping[int, Service]]) -> None:
+        self.seen = self.dropped = self.undetailed = 0
+        self._table = table
+        self._services = services
+        self._generation: I8 = np.full(1024, -1, np.int64)
+        self._queue: deque[Item] = deque()
+        self._rows_waiting = 0
+        self._details_waiting = 0
+        self._lock = threading.Lock()
+        self._hurry = threading.Event()
+        self._second = 0
+        self._detailed = 0
+        self.closed = False
+
+    def put(self, batch: RequestBatch) -> None:
+        """Take what is needed of a batch; ``series`` is set.  Never waits."""
+        n = len(batch)
+        if not n or self.closed:
+            return
+        self.seen += n
+        if self._rows_waiting + n > ROWS_MAX:
+            self.dropped += n
+            return
+        slot = batch.series
+        self._tell_new(slot)
+        counted: NDArray[np.intp] | slice = slice(None)
+        detailed = np.ones(n, np.bool_)
+        if len(batch.skip) == n and batch.skip.any():
+            counted = np.flatnonzero((batch.skip & SKIP_METRICS) == 0)
+            detailed = (batch.skip & SKIP_TRACES) == 0
+        counts = Counts(
+            slot[counted],
+            np.maximum(batch.end_unix_ns - batch.start_unix_ns, 0)[counted],
+            (batch.status == StatusCode.ERROR)[counted],
+            batch.stream[counted],
+        )
+        rows = self._details(batch, slot, detailed)
+        with self._lock:
+            self._queue.append(counts)
+            self._rows_waiting += len(counts)
+            if rows is not None:
+                self._queue.append(rows)
+                self._details_waiting += len(rows)
+        if self._rows_waiting > HURRY_ROWS:
+            self._hurry.set()
+
+    def _details(self, batch: RequestBatch, slot: I4, wanted: NDArray[np.bool_]) -> Rows | None:
+        second = int(batch.end_unix_ns[-1]) // 1_000_000_000
+        if second != self._second:
+            self._second, self._detailed = second, 0
+        found = int(np.count_nonzero(wanted))
+        room = max(min(DETAILED_PER_S - self._detailed, DETAILS_MAX - self._details_waiting), 0)
+        if found > room:
+            # Whole traces stay or go, here as well as in the next batch.
+            low = np.ascontiguousarray(batch.trace_id[:, 8:]).view(np.uint64)[:, 0]
+            bound = np.uint64(room / found * 2.0**63)
+            some = wanted & (((low >> np.uint64(1)) < bound) | (batch.status == StatusCode.ERROR))
+            rows = np.flatnonzero(some)[: max(room, DETAILED_PER_S // 60)]
+            if self._details_waiting > DETAILS_MAX:
+                rows = rows[:0]
+            self.undetailed += found - len(rows)
+        else:
+            rows = np.flatnonzero(wanted)
+        self._detailed += len(rows)
+        return _rows(batch, slot[rows], rows) if len(rows) else None
+
+    def _tell_new(self, slot: I4) -> None:
+        table = self._table.rows
+        if len(table) > len(self._generation):
+            more = max(len(table) - len(self._generation), len(self._generation))
+            self._generation = np.concatenate([self._generation, np.full(more, -1, np.int64)])
+        services: Mapping[int, Service] | None = None
+        for found in np.flatnonzero(np.bincount(slot)).tolist():
+            series = table[found]
+            if series is not None and self._generation[found] != series.generation:
+                self._generation[found] = series.generation
+                services = self._services() if services is None else services
+                new = NewSeries(found, series, services.get(series.service_id))
+                with self._lock:
+                    self._queue.append(new)
+
+    def take(self, timeout_s: float) -> list[Item]:
+        """Everything that waits, in order, after that time or once there is much."""
+        self._hurry.wait(timeout_s)
+        self._hurry.clear()
+        with self._lock:
+            items = list(self._queue)
+            self._queue.clear()
+            self._rows_waiting = self._details_waiting = 0
+        return items
+
+    def tell_again(self) -> None:
+        """Describe every series anew: the writer lost what it knew."""
+        self._generation.fill(-1)
+
+    def wake(self) -> None:
+        """End a wait."""
+        self._hurry.set()
