@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from onlooker import __version__
 from onlooker.aggregate.own import OwnMetrics
-from onlooker.cli.live import AgentState, LiveRow
 from onlooker.export.exporter import Exporter
 from onlooker.export.snapshot import MetricSnapshot
 
 if TYPE_CHECKING:
     from onlooker.agent import Agent
+    from onlooker.cli.live import AgentState, LiveRow
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -23,6 +23,13 @@ def rss_bytes() -> int:
     """Resident memory of this process."""
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * _PAGE
+
+
+def process_age_s() -> float:
+    """Time since this process was started, the interpreter's start included."""
+    with open("/proc/self/stat", "rb") as file:
+        ticks = int(file.read().rpartition(b")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def losses(agent: Agent) -> dict[str, int]:
@@ -59,13 +66,7 @@ def own_metrics(agent: Agent) -> OwnMetrics:
     own.gauge("ring_fill", "How full a ring is, by the size of its records.", unit="1", label="record_bytes",
               read=lambda: {str(k): v for k, v in agent.capture.fill().items()})  # fmt: skip
     own.gauge("instrumented_processes", "Processes that are watched.", read=lambda: len(watcher.watched()))
-    own.gauge("series", "Span series alive.", read=lambda: sum(1 for _ in pipeline.aggregator.table))
-    own.counter(
-        "series_overflow", "Requests counted in an overflow series.", read=lambda: pipeline.aggregator.overflowed
-    )
     own.counter("ignored", "Requests of ignored routes.", read=lambda: pipeline.routes.ignored)
-    own.counter("interned_overflow", "Values that found no room in the table of strings.",
-                read=lambda: pipeline.values.overflowed)  # fmt: skip
     own.counter("spans_kept", "Requests that became spans.", read=lambda: pipeline.samplers.kept)
     own.counter("exported", "Items that a receiver took, by signal.", label="signal", read=lambda: of_exporters("sent"))
     own.counter("export_failures", "Failed attempts to export, by signal.", label="signal",
@@ -74,9 +75,7 @@ def own_metrics(agent: Agent) -> OwnMetrics:
               read=lambda: of_exporters("queued_bytes"))  # fmt: skip
     own.counter("cpu", "CPU time of onlooker.", unit="s", read=lambda: sum(os.times()[:2]))
     own.gauge("memory", "Resident memory of onlooker.", unit="By", read=rss_bytes)
-    for program in agent.capture.object.programs:
-        if program.startswith("tp_"):
-            break
+    pipeline.aggregator.describe(own)
     return own
 
 
@@ -103,6 +102,8 @@ class LiveView:
         self._cpu = (now, used)
         exporters: list[Exporter] = [e for e in (self._agent.spans, self._agent.metrics) if e is not None]
         notes = [f"{e.name}: {e.stats().last_error}" for e in exporters if e.stats().last_error]
+        from onlooker.cli.live import AgentState  # with rich, which is for those who look
+
         return AgentState(
             losses=[(reason, count) for reason, count in losses(self._agent).items() if count],
             cpu=(used - used_before) / max(now - before, 1e-3),
@@ -114,6 +115,8 @@ class LiveView:
 
     @staticmethod
     def _rows(lines: Sequence[object]) -> list[LiveRow]:
+        from onlooker.cli.live import LiveRow
+
         return [
             LiveRow(
                 f"{line.namespace}/{line.service}" if line.namespace else line.service,  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onlooker.capture import _records
 from onlooker.capture._records import LossReason, ProcessFlags, RecordKind
 from onlooker.errors import AttachError, LoadError, RecordLayoutError, UnsupportedKernelError
-from onlooker.kernel.object import Object, built_object
+from onlooker.kernel.object import Cells, Object, built_object
 from onlooker.kernel.ringbuf import Ring
 
 LAYOUTS: Final[dict[int, np.dtype[Any]]] = {
@@ -36,6 +36,9 @@ SOCKET_PROGRAMS: Final = ("tp_sock_send", "tp_sock_recv", "tp_sock_state")
 
 _RINGS: Final = {128: 256 << 10, 256: 8 << 20, 512: 4 << 20, 4096: 4 << 20}
 """Bytes of each ring by the size of its records; the defaults of ``bpf/settings.h``."""
+
+_WAKEUP_BYTES: Final = 1 << 20
+"""A burst that comes while the reader sleeps long wakes it here: 4,096 requests, and most of the ring still free."""
 
 
 def check_layouts(built: Object) -> None:
@@ -97,7 +100,7 @@ class Capture:
         self.hook = ""
         self._rings: dict[int, Ring] = {}
         self._epoll: select.epoll | None = None
-        self._flags: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._flags: Cells | None = None
 
     def start(self) -> None:
         """Load and attach.  Nothing is watched yet.
@@ -109,7 +112,7 @@ class Capture:
         for stride, size in self._sizes.items():
             self.object.set_max_entries(f"ring_{stride}", size)
         self.object.set_constant("secret", int.from_bytes(os.urandom(8), "little"))
-        self.object.set_constant("wakeup_bytes", self._sizes[256] // 4)
+        self.object.set_constant("wakeup_bytes", min(_WAKEUP_BYTES, self._sizes[256] // 4))
         self.object.only_programs({*PROCESS_PROGRAMS, *SOCKET_PROGRAMS})
         try:
             self.object.load()
@@ -123,19 +126,21 @@ class Capture:
         self._epoll = select.epoll()
         for stride, size in self._sizes.items():
             ring = self._rings[stride] = Ring(self.object.map_fd(f"ring_{stride}"), size, stride)
-            self._epoll.register(ring.fd, select.EPOLLIN)
-        self._flags = self.object.global_array("process_flags", np.uint8)
+            # edge-triggered: a ring that merely holds records is no event, only a wake-up is
+            self._epoll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
+        self._flags = self.object.global_bytes("process_flags")
         try:
             for name in (*PROCESS_PROGRAMS, *SOCKET_PROGRAMS):
                 self.object.attach(name)
         except AttachError as err:
             self.close()
             raise UnsupportedKernelError(str(err)) from err
+        self.object.settle()
         self.hook = "tp_btf"
 
     def close(self) -> None:
         """Detach everything and free it."""
-        self._flags = np.empty(0, np.uint8)
+        self._flags = None
         for ring in self._rings.values():
             ring.close()
         self._rings.clear()
@@ -146,11 +151,19 @@ class Capture:
 
     # ---- records ----
 
-    def wait(self, timeout_s: float) -> None:
-        """Sleep until the timeout, or until a ring asks to be read."""
-        if self._epoll is not None:
-            with contextlib.suppress(InterruptedError):
-                self._epoll.poll(timeout_s)
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until the timeout, or until a ring asks to be read; False if only process records wait."""
+        if self._epoll is None:
+            return True
+        with contextlib.suppress(InterruptedError):
+            woken = self._epoll.poll(max(timeout_s, 0.0))
+            return not woken or any(fd != self._rings[128].fd for fd, _ in woken)
+        return True
+
+    def drain_processes(self) -> NDArray[Any] | None:
+        """Take the process records alone: ``(n,)`` `PROCESS_RECORD`."""
+        raw = self._rings[128].drain()
+        return None if raw is None else raw.view(_records.PROCESS_RECORD)[:, 0]
 
     def drain(self) -> Records:
         """Take what is in the rings.
@@ -173,9 +186,7 @@ class Capture:
                 found.http_text = raw.view(_records.HTTP_TEXT_RECORD)[:, 0]
             else:
                 found.segments.append(raw.view(_records.SEGMENT_LONG_RECORD)[:, 0])
-        raw = self._rings[128].drain()
-        if raw is not None:
-            found.process = raw.view(_records.PROCESS_RECORD)[:, 0]
+        found.process = self.drain_processes()
         return found
 
     def _of_kind(self, stride: int) -> Iterator[NDArray[np.uint8]]:
@@ -210,15 +221,17 @@ class Capture:
 
     def watch(self, pid: int) -> None:
         """Let records of this process, and of its future children, through."""
-        self._flags[pid] |= ProcessFlags.PROCESS_WATCHED
+        self._change(pid, ~0, ProcessFlags.PROCESS_WATCHED)
 
     def unwatch(self, pid: int) -> None:
         """Hold its records back."""
-        self._flags[pid] = 0
+        self._change(pid, 0, 0)
 
     def set_context(self, pid: int, trust_thread: bool) -> None:
         """Say whether one thread of the process serves one request at a time."""
-        if trust_thread:
-            self._flags[pid] &= ~np.uint8(ProcessFlags.PROCESS_THREAD_UNCERTAIN)
-        else:
-            self._flags[pid] |= ProcessFlags.PROCESS_THREAD_UNCERTAIN
+        uncertain = ProcessFlags.PROCESS_THREAD_UNCERTAIN
+        self._change(pid, ~uncertain, 0 if trust_thread else uncertain)
+
+    def _change(self, pid: int, keep: int, add: int) -> None:
+        if self._flags is not None:
+            self._flags[pid] = self._flags[pid] & keep | add

@@ -86,6 +86,9 @@ def load(args: argparse.Namespace, environ: Mapping[str, str]) -> Loaded:
 
 
 def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from onlooker import light
+
+    light.settle_allocator()
     loaded = load(args, environ)
     from onlooker.cli.log_setup import print_configuration, set_up_logging
 
@@ -95,6 +98,7 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     print_configuration(loaded, sys.stderr)
     if loaded.config.enforce_sys_caps:
         _require_privileges(loaded)
+    light.import_libraries()
     code: int = _part("onlooker.agent").run(loaded, command=args.words)
     return code
 

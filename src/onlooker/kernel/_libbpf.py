@@ -52,7 +52,7 @@ _callbacks: list[Callable[..., int]] = []
 
 @functools.cache
 def library() -> CDLL:
-    """libbpf 1.x, with typed functions and its messages kept for `last_messages`.
+    """Libbpf 1.x, with typed functions and its messages kept for `last_messages`.
 
     Raises:
         LoadError: there is no libbpf.
@@ -72,17 +72,17 @@ def library() -> CDLL:
     libc = CDLL(None)
     libc.vsnprintf.argtypes = [c_char_p, c_size_t, c_char_p, c_void_p]
 
-    @PRINT
-    def keep(_level: int, form: bytes, arguments: int) -> int:
+    def keep(level: int, form: bytes, arguments: int) -> int:
         buffer = ctypes.create_string_buffer(65536)
         libc.vsnprintf(buffer, len(buffer), form, arguments)
-        if _level <= 1:
+        if level <= 1:
             _messages.append(buffer.value.decode(errors="replace"))
             del _messages[:-200]
         return 0
 
-    _callbacks.append(keep)
-    found.libbpf_set_print(keep)
+    callback = PRINT(keep)
+    _callbacks.append(callback)
+    found.libbpf_set_print(callback)
     return found
 
 

@@ -115,9 +115,10 @@ class Btf:
         found = self.struct(name)
         if found is None:
             raise RecordLayoutError(f"no struct {name} in the BPF object")
-        fields = []
+        fields: list[tuple[str, str, tuple[int, ...], int]] = []
         for member in found.members:
-            kind, shape = self.resolve(member.type_id), ()
+            shape: tuple[int, ...] = ()
+            kind = self.resolve(member.type_id)
             if kind.kind == ARRAY:
                 shape, kind = (kind.count,), self.resolve(kind.element)
             if kind.kind != INT:

@@ -1,20 +1,23 @@
 """A BPF object: its programs loaded, attached one by one, its maps at hand.
 
-Nothing is pinned: everything goes when the process does, however it ends.
+Nothing is pinned: everything goes when the process does, however it ends.  Once everything is attached, `Object.settle`
+gives back what only loading needed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import mmap
 import os
 import platform
 import re
 import resource
+import struct
+from dataclasses import dataclass
 from importlib import resources
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +45,71 @@ def built_object() -> bytes:
         ) from None
 
 
+class Cells:
+    """A writable array of bytes in a map that can be mapped: each is one plain load or store away from the programs.
+
+    Mapped a page at a time: the kernel makes the whole of a mapping resident.
+
+    Args:
+        fd: Of the map; stays the caller's.
+        offset: Where the array begins in the map's value.
+        size: Bytes of the array.
+    """
+
+    def __init__(self, fd: int, offset: int, size: int) -> None:
+        self._fd, self._offset, self._size = fd, offset, size
+        self._number = -1
+        self._page: mmap.mmap | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> int:
+        page, at = self._find(index)
+        return page[at]
+
+    def __setitem__(self, index: int, value: int) -> None:
+        page, at = self._find(index)
+        page[at] = value
+
+    def _find(self, index: int) -> tuple[mmap.mmap, int]:
+        if not 0 <= index < self._size:
+            raise IndexError(index)
+        number, at = divmod(self._offset + index, mmap.PAGESIZE)
+        if self._page is None or number != self._number:
+            self.close()
+            self._page = mmap.mmap(
+                self._fd,
+                mmap.PAGESIZE,
+                mmap.MAP_SHARED,
+                mmap.PROT_READ | mmap.PROT_WRITE,
+                offset=number * mmap.PAGESIZE,
+            )
+            self._number = number
+        return self._page, at
+
+    def close(self) -> None:
+        """Let go of the mapping; the next access makes a new one."""
+        if self._page is not None:
+            self._page.close()
+            self._page = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Map:
+    fd: int
+    entries: int
+
+
 class Object:
     """An opened BPF object.
 
     Args:
         elf: The object file.  Kept alive as long as libbpf needs it.
+
+    Attributes:
+        sections: The section of each program, which names its hook.
+        loaded: Whether programs and maps are in the kernel.
     """
 
     def __init__(self, elf: bytes) -> None:
@@ -57,8 +120,11 @@ class Object:
         if not self._handle:
             raise LoadError(f"cannot open the BPF object: {os.strerror(ctypes.get_errno())}; {last_messages().strip()}")
         self.programs: dict[str, int] = {}
-        self.sections: dict[str, str] = {}
         self.maps: dict[str, int] = {}
+        self.sections: dict[str, str] = {}
+        self._program_fds: dict[str, int] = {}
+        self._kept_maps: dict[str, _Map] = {}
+        self._variables: dict[str, tuple[int, int]] = {}
         at = self._lib.bpf_object__next_program(self._handle, None)
         while at:
             name = self._lib.bpf_program__name(at).decode()
@@ -70,7 +136,7 @@ class Object:
             self.maps[self._lib.bpf_map__name(at).decode()] = at
             at = self._lib.bpf_object__next_map(self._handle, at)
         self._links: dict[str, int] = {}
-        self._mapped: list[mmap.mmap] = []
+        self._cells: list[Cells] = []
         self.loaded = False
 
     def __enter__(self) -> Object:
@@ -82,13 +148,45 @@ class Object:
         self.close()
 
     def close(self) -> None:
-        """Detach and unload.  Views of maps must not be used any more."""
+        """Detach and unload."""
         for link in self._links.values():
             self._lib.bpf_link__destroy(link)
         self._links.clear()
+        for cells in self._cells:
+            cells.close()
+        self._cells.clear()
+        for fd in (*self._program_fds.values(), *(kept.fd for kept in self._kept_maps.values())):
+            os.close(fd)
+        self._program_fds.clear()
+        self._kept_maps.clear()
+        self._close_handle()
+        self.loaded = False
+
+    def _close_handle(self) -> None:
         if self._handle:
             self._lib.bpf_object__close(self._handle)
             self._handle = None
+
+    def settle(self) -> None:
+        """Give back what only loading and attaching needed: libbpf's object, the file, its types.
+
+        Programs and maps stay in the kernel by descriptors of our own, links by theirs.  `attach` is over after that
+        (uprobes go by descriptor: `program_fd`), everything else goes on.
+        """
+        if not self._handle or not self.loaded:
+            return
+        self._variables = {t.name: self._variable("", t.name) for t in self.btf.types if t.kind == VAR}
+        for name in self.maps:
+            self._map(name)
+        for name in self.programs:
+            self.program_fd(name)
+        for cells in self._cells:
+            cells.close()
+        self._close_handle()
+        self.programs.clear()
+        self.maps.clear()
+        self._elf = b""
+        self.btf.types = []
 
     # ---- before load ----
 
@@ -104,8 +202,9 @@ class Object:
     def set_constant(self, name: str, value: int) -> None:
         """Set a ``const volatile`` of ``.rodata``; branches on it are pruned at load."""
         offset, size = self._variable(".rodata", name)
+        rodata = next((handle for full, handle in self.maps.items() if full.endswith(".rodata")), None)
         length = ctypes.c_size_t()
-        address = self._lib.bpf_map__initial_value(self._map_of(".rodata"), ctypes.byref(length))
+        address = self._lib.bpf_map__initial_value(rodata, ctypes.byref(length))
         if not address or offset + size > length.value:
             raise LoadError(f"the BPF object has no constant {name}")
         ctypes.memmove(address + offset, value.to_bytes(size, "little"), size)
@@ -140,13 +239,36 @@ class Object:
 
     # ---- after load ----
 
+    # Descriptors that are handed out are duplicates: they outlive libbpf's object, see `settle`.
+
     def program_fd(self, name: str) -> int:
-        """File descriptor of a loaded program."""
-        return int(self._lib.bpf_program__fd(self.programs[name]))
+        """File descriptor of a program; negative if it was not loaded."""
+        fd = self._program_fds.get(name, -1)
+        if fd < 0 and name in self.programs:
+            fd = int(self._lib.bpf_program__fd(self.programs[name]))
+            if fd >= 0:
+                fd = self._program_fds[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        return fd
 
     def map_fd(self, name: str) -> int:
         """File descriptor of a map."""
-        return int(self._lib.bpf_map__fd(self._map_of(name)))
+        return self._map(name).fd
+
+    def max_entries(self, name: str) -> int:
+        """Capacity of a map; bytes of a ring."""
+        return self._map(name).entries
+
+    def _map(self, name: str) -> _Map:
+        if name.startswith("."):
+            # libbpf puts the object's name in front of its global sections
+            name = next((full for full in self.maps or self._kept_maps if full.endswith(name)), name)
+        if name not in self._kept_maps:
+            if name not in self.maps:
+                raise LoadError(f"the BPF object has no map {name}")
+            handle = self.maps[name]
+            fd = fcntl.fcntl(self._lib.bpf_map__fd(handle), fcntl.F_DUPFD_CLOEXEC, 3)
+            self._kept_maps[name] = _Map(fd, self._lib.bpf_map__max_entries(handle))
+        return self._kept_maps[name]
 
     def attach(self, name: str) -> None:
         """Attach a program to the hook that its section names.
@@ -168,64 +290,47 @@ class Object:
         """Undo `attach`."""
         self._lib.bpf_link__destroy(self._links.pop(name))
 
-    def global_array(self, name: str, dtype: Any) -> NDArray[Any]:
-        """A writable view of a global variable of ``.bss``; each element is one plain store away from the programs."""
-        offset, size = self._variable(".bss", name)
-        length = self._lib.bpf_map__value_size(self._map_of(".bss"))
-        whole = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
-        mapped = mmap.mmap(self.map_fd(".bss"), whole, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._mapped.append(mapped)
-        item = np.dtype(dtype)
-        return np.frombuffer(mapped, item, size // item.itemsize, offset)
+    def global_bytes(self, name: str) -> Cells:
+        """A global array of bytes in ``.bss``."""
+        cells = Cells(self.map_fd(".bss"), *self._variable(".bss", name))
+        self._cells.append(cells)
+        return cells
 
     def percpu_sum(self, map_name: str) -> NDArray[np.uint64]:
         """The values of a per-CPU array of uint64, summed over the CPUs: ``(entries,)``."""
-        found = self._map_of(map_name)
-        cpus, entries = self._lib.libbpf_num_possible_cpus(), self._lib.bpf_map__max_entries(found)
+        cpus, entries = self._lib.libbpf_num_possible_cpus(), self.max_entries(map_name)
         values = np.zeros((entries, cpus), np.uint64)
-        fd = self._lib.bpf_map__fd(found)
+        fd = self.map_fd(map_name)
         for index in range(entries):
             key = ctypes.c_uint32(index)
             self._lib.bpf_map_lookup_elem(fd, ctypes.byref(key), values[index].ctypes.data)
-        return values.sum(axis=1, dtype=np.uint64)
+        total: NDArray[np.uint64] = values.sum(axis=1, dtype=np.uint64)
+        return total
 
     def program_statistics(self) -> dict[str, dict[str, int]]:
         """Runs, time (only with `bpf_stats_enabled`) and missed runs of each loaded program."""
         statistics: dict[str, dict[str, int]] = {}
-        for name in self.programs:
+        for name in self.sections:
             fd = self.program_fd(name)
             if fd < 0:
                 continue
-            info = (ctypes.c_uint8 * 256)()
+            info = ctypes.create_string_buffer(256)
             size = ctypes.c_uint32(len(info))
             if self._lib.bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)):
                 continue
             # struct bpf_prog_info: run_time_ns, run_cnt, recursion_misses; verified_insns
-            time_ns, runs, missed = np.frombuffer(info, np.uint64, 3, 192).tolist()
-            statistics[name] = {
-                "runs": runs, "time_ns": time_ns, "missed": missed,
-                "verified": int(np.frombuffer(info, np.uint32, 1, 216)[0]),
-            }  # fmt: skip
+            time_ns, runs, missed = struct.unpack_from("<QQQ", info, 192)
+            (verified,) = struct.unpack_from("<I", info, 216)
+            statistics[name] = {"runs": runs, "time_ns": time_ns, "missed": missed, "verified": verified}
         return statistics
-
-    def _map_of(self, name: str) -> int:
-        if name.startswith("."):
-            # libbpf puts the object's name in front of its global sections
-            for full, found in self.maps.items():
-                if full.endswith(name):
-                    return found
-        if name not in self.maps:
-            raise LoadError(f"the BPF object has no map {name}")
-        return self.maps[name]
 
     def _variable(self, area: str, name: str) -> tuple[int, int]:
         """Offset and size of a global variable, from BTF and the symbol table."""
-        elf, btf = self._elf, self.btf
-        for index, found in enumerate(btf.types):
+        if name in self._variables:
+            return self._variables[name]
+        for found in self.btf.types:
             if found.kind == VAR and found.name == name:
-                size = _size(btf, found.size)
-                return _symbol_offset(elf, name), size
-            del index
+                return _symbol_offset(self._elf, name), _size(self.btf, found.size)
         raise LoadError(f"the BPF object has no variable {name} in {area}")
 
 

@@ -2,6 +2,9 @@
 
 Records of one ring have one size, which with the 8-byte header is a power of two: none straddles the end, so record i
 stands at ``i * stride``.  Source: Documentation/bpf/ringbuf.rst.
+
+The kernel maps every page of a ring at once, twice in a row, and each counts as resident: 16 MiB of rings would show as
+33 MB of this process.  So the data is mapped only while it is copied out, and no more of it than was written.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from numpy.typing import NDArray
 
 _BUSY = np.uint32(1 << 31)
 _DISCARDED = np.uint32(1 << 30)
+_WINDOW_BYTES = 1 << 20
+"""Mapped at once: bounds what a ring that filled up adds to the resident memory."""
 
 
 class Ring:
@@ -28,19 +33,17 @@ class Ring:
         page = mmap.PAGESIZE
         self.fd, self.size, self.stride = fd, size, stride
         self._consumer_page = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
-        # The data is mapped twice in a row, so that a run of records over the end is one slice.
-        self._producer_pages = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
-        self._consumer = np.frombuffer(self._consumer_page, np.uint64, 1)
-        self._producer = np.frombuffer(self._producer_pages, np.uint64, 1)
-        whole = np.frombuffer(self._producer_pages, np.uint8, 2 * size, page).reshape(-1, stride)
-        self._headers = whole.view(np.uint32)[:, 0]
-        self._records = whole[:, 8:]
-        self._position = int(self._consumer[0])
+        self._producer_page = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        # a cast view loads and stores one aligned word, as the kernel does
+        self._consumer = memoryview(self._consumer_page).cast("Q")
+        self._producer = memoryview(self._producer_page).cast("Q")
+        self._position = self._consumer[0]
+        self._closed = False
 
     @property
     def fill(self) -> int:
         """Bytes that wait to be read."""
-        return int(self._producer[0]) - self._position
+        return 0 if self._closed else self._producer[0] - self._position
 
     def drain(self, limit: int = 1 << 20) -> NDArray[np.uint8] | None:
         """Take what is there, oldest first: ``(n, stride - 8)`` uint8, the caller's own copy; None if nothing is.
@@ -50,22 +53,49 @@ class Ring:
         waiting = min(self.fill // self.stride, limit, self.size // self.stride)
         if waiting <= 0:
             return None
-        first = (self._position % self.size) // self.stride
-        headers = self._headers[first : first + waiting]
-        busy = headers & _BUSY
-        if busy.any():
-            waiting = int(np.argmax(busy != 0))
-            if not waiting:
-                return None
-            headers = headers[:waiting]
-        records = self._records[first : first + waiting].copy()
-        discarded = headers & _DISCARDED
-        if discarded.any():
-            records = records[discarded == 0]
-        self._position += waiting * self.stride
-        self._consumer[0] = self._position
-        return records
+        records = np.empty((waiting, self.stride - 8), np.uint8)
+        kept = 0
+        position, end = self._position, self._position + waiting * self.stride
+        while position < end:
+            stop = min(end, position + max(_WINDOW_BYTES, self.stride))
+            read, copied = self._copy_run(position, stop, records[kept:])
+            kept += copied
+            position += read
+            if position < stop:
+                break
+        if position == self._position:
+            return None
+        self._position = self._consumer[0] = position
+        return records[:kept] if kept else None
+
+    def _copy_run(self, position: int, stop: int, into: NDArray[np.uint8]) -> tuple[int, int]:
+        """Copy the finished records between two positions: bytes gone through, and records copied."""
+        start = position % self.size
+        before = start % mmap.PAGESIZE
+        length = stop - position
+        # pages of positions first; a run over the end goes on in the second copy of the data
+        with mmap.mmap(
+            self.fd, before + length, mmap.MAP_SHARED, mmap.PROT_READ, offset=2 * mmap.PAGESIZE + start - before
+        ) as window:
+            whole = np.frombuffer(window, np.uint8, length, before).reshape(-1, self.stride)
+            headers = whole[:, :4].copy().view(np.uint32)[:, 0]
+            flagged = headers & (_BUSY | _DISCARDED)
+            if not flagged.any():
+                into[: len(whole)] = whole[:, 8:]
+                counts = length, len(whole)
+            else:
+                busy = np.flatnonzero(flagged & _BUSY)
+                done = int(busy[0]) if busy.size else len(whole)
+                finished = np.flatnonzero(flagged[:done] == 0)
+                into[: len(finished)] = whole[finished, 8:]
+                counts = done * self.stride, len(finished)
+            del whole  # a mapping with views cannot be closed
+        return counts
 
     def close(self) -> None:
-        """Forget the mapping (it goes with the last view of it)."""
-        self._headers = self._records = self._consumer = self._producer = np.empty(0, np.uint32)  # type: ignore[assignment]
+        """Forget the mappings."""
+        if not self._closed:
+            self._closed = True
+            for view, page in ((self._consumer, self._consumer_page), (self._producer, self._producer_page)):
+                view.release()
+                page.close()

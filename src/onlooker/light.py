@@ -1,0 +1,85 @@
+"""Brings the large libraries in the way a small resident process wants them; for the start of the agent.
+
+Importing this module changes nothing; `settle_allocator` and `import_libraries` do, once, before the rest is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import ssl
+from collections.abc import Iterator
+from typing import Any, Final
+
+# mallopt(3)
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
+
+_KEPT_FREE_BYTES: Final = 4 << 20
+"""What the heap may keep between two batches: less would fault its pages in again for every one."""
+_OWN_MAPPING_BYTES: Final = 8 << 20
+"""Larger blocks go back to the system when they are freed: columns after a stall, copies of a whole ring."""
+
+
+def settle_allocator() -> None:
+    """Let the C library keep one heap for all threads, and no more free memory than a batch needs.
+
+    Its defaults grow with the largest block ever freed and with the number of threads.  Without glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
+
+
+def import_libraries() -> None:
+    """Import numpy and aiohttp without what they prepare for others.
+
+    numpy's BLAS starts a thread for each CPU, and no product of matrices here is worth one.  aiohttp reads all
+    certificate authorities of the system for its client (2.6 MB, and 0.1 s of a cold start); onlooker serves with it.
+    """
+    with _environment("OPENBLAS_NUM_THREADS", "1"):
+        import numpy  # noqa: F401
+    with _no_authorities():
+        import aiohttp.web  # noqa: F401
+
+
+def release_start() -> None:
+    """Give back what only the start needed, and spare what is left the visits of the garbage collector."""
+    gc.collect()
+    gc.freeze()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set for this block alone: commands that the agent starts have nothing to do with it."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+@contextlib.contextmanager
+def _no_authorities() -> Iterator[None]:
+    """Contexts made in this block trust nobody: a client that would use one by mistake fails, and is not fooled."""
+
+    def bare(*_: Any, **__: Any) -> ssl.SSLContext:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    make = ssl.create_default_context
+    ssl.create_default_context = bare
+    try:
+        yield
+    finally:
+        ssl.create_default_context = make
