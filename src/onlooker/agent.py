@@ -17,17 +17,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
-
-import numpy as np
+from typing import TYPE_CHECKING, Final, cast
 
 from onlooker import __version__
 from onlooker.aggregate.aggregator import Aggregator
 from onlooker.assemble.http1 import Http1
+from onlooker.assemble.segments import Segments
 from onlooker.batches import Identities, RequestBatch, Values
 from onlooker.capture.capture import Capture, Records
 from onlooker.capture.clock import UnixClock
-from onlooker.cli.live import show
 from onlooker.config import Loaded, Selector
 from onlooker.discover.naming import Host
 from onlooker.discover.report import open_proc
@@ -39,10 +37,16 @@ from onlooker.enrich.routes import Routes
 from onlooker.errors import AgentError, ConfigError
 from onlooker.export.otlp_traces import SpanEncoder
 from onlooker.export.printer import Printer, PrintFormat
-from onlooker.observe import LiveView, own_metrics
+from onlooker.light import release_start
+from onlooker.observe import LiveView, own_metrics, process_age_s
+from onlooker.protocols import registry
+from onlooker.randomness import SystemRandom
 from onlooker.sample.samplers import Samplers, make_sampler
-from onlooker.settings import aggregate_options, exporters, route_options
+from onlooker.settings import aggregate_options, exporters, protocol_options, route_options
 from onlooker.web.server import WebServer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log: Final = logging.getLogger("onlooker")
 
@@ -65,13 +69,21 @@ class Pipeline:
 
     def __init__(self, loaded: Loaded, capture: Capture, watcher: Watcher, identities: Identities) -> None:
         config = loaded.config
-        rng = np.random.default_rng()
+        rng = cast("np.random.Generator", SystemRandom())  # all that the stages ask of one
         self.values = Values()
         self.identities = identities
         self.capture = capture
         self.watcher = watcher
         self.clock = UnixClock()
         self.http1 = Http1(self.values, rng=rng)
+        options = protocol_options(config)
+        self.segments = Segments(
+            self.values,
+            make_parser=lambda protocol, role: registry.make_parser(protocol, role, options=options),
+            dim_names=registry.dim_names,
+            name_of=registry.name_of,
+            rng=rng,
+        )
         self.identifier = Identifier()
         self.peers = Peers(self.values, rng=rng, cache_len=config.name_resolver.cache_len)
         self.routes = Routes(route_options(config), self.values, rng=rng)
@@ -90,17 +102,16 @@ class Pipeline:
         """Take one round of records through all stages; gives the number of records."""
         if records.process is not None:
             self.watcher.apply(records.process)
+        offset_ns, now_mono_ns = self.clock.offset_ns(), time.monotonic_ns()
         batch = self.http1.requests(
-            records.http,
-            records.http_long,
-            records.http_text,
-            offset_ns=self.clock.offset_ns(),
-            now_mono_ns=time.monotonic_ns(),
+            records.http, records.http_long, records.http_text, offset_ns=offset_ns, now_mono_ns=now_mono_ns
         )
-        if batch is not None:
+        batches = [] if batch is None else [batch]
+        batches += self.segments.requests(records.segments, offset_ns=offset_ns, now_mono_ns=now_mono_ns)
+        for batch in batches:
             self.requests += len(batch)
             self._take_through(batch)
-        return sum(len(part) for part in (records.http, records.http_long) if part is not None)
+        return sum(len(part) for part in (records.http, records.http_long, *records.segments) if part is not None)
 
     def _take_through(self, batch: RequestBatch) -> None:
         services = self.identities.services
@@ -208,7 +219,7 @@ class Agent:
         finally:
             os.close(read_end)
         pid = self.child.pid
-        selector = Selector(kind="glob", source="the command line", pids=((pid, pid),))
+        selector = Selector(kind="glob", source="the command line", pids=((pid, pid),), descendants=True)
         selection = self.loaded.selection
         # what else was asked for is watched too
         return replace(self.loaded, selection=replace(selection, selectors=(*selection.selectors, selector)))
@@ -228,13 +239,18 @@ class Agent:
 
     def _capture_loop(self) -> None:
         try:
-            due = 0.0
+            look_again = drain = time.monotonic()
             while not self._stop.is_set():
-                self.capture.wait(min(self.interval_s, max(due - time.monotonic(), 0.0)) if due else self.interval_s)
-                self.round()
                 now = time.monotonic()
-                if now >= due:
-                    due = time.monotonic() + min(self.watcher.tick(), 10.0)
+                if self.capture.wait(min(drain, look_again) - now) or time.monotonic() >= drain:
+                    self.round()
+                    drain = time.monotonic() + self.interval_s
+                else:  # programs start and end all the time; requests need not be drained for that
+                    records = self.capture.drain_processes()
+                    if records is not None:
+                        self.watcher.apply(records)
+                if time.monotonic() >= look_again:
+                    look_again = time.monotonic() + min(self.watcher.tick(), 10.0)
         except BaseException as err:
             log.exception("capture failed")
             self.failure = err
@@ -263,6 +279,9 @@ class Agent:
         self.live_view.endpoints = web.endpoints
         for name, url in web.endpoints:
             log.info("%s: %s", name, url)
+        watched = len(self.watcher.watched())
+        log.info("ready after %.2f s: watching %d process%s", process_age_s(), watched, "" if watched == 1 else "es")
+        release_start()
         live = self._show_live(ended)
         try:
             await self._watch_over(ended)
@@ -276,6 +295,8 @@ class Agent:
     def _show_live(self, ended: asyncio.Event) -> asyncio.Task[None] | None:
         if self.loaded.config.trace_printer != "disabled" or not sys.stdout.isatty():
             return None
+        from onlooker.cli.live import show  # rich is for those who look
+
         return asyncio.create_task(show(self.live_view, ended, out=sys.stdout))
 
     async def _watch_over(self, ended: asyncio.Event) -> None:

@@ -15,6 +15,7 @@ from onlooker.export.endpoint import Connection, Signal, Tls, resolve_endpoint
 from onlooker.export.exporter import Limits, MetricExporter, SpanExporter, make_transport
 from onlooker.export.prometheus import PrometheusOptions
 from onlooker.export.retry import RetryPolicy
+from onlooker.protocols.registry import Options
 
 
 def route_options(config: Config) -> RouteOptions:
@@ -58,6 +59,17 @@ def aggregate_options(loaded: Loaded) -> AggregateOptions:
             or prometheus.allow_service_graph_self_references,
         ),
         host_id=attributes.host_id.override,
+    )
+
+
+def protocol_options(config: Config) -> Options:
+    """Limits and switches of the parsers."""
+    ebpf = config.ebpf
+    traces = config.attributes.select.get("traces", {})
+    return Options(
+        query_text="db.query.text" in traces.get("include", ()),
+        prepared_statements=ebpf.postgres_prepared_statements_cache_size,
+        dns_timeout_ns=int(ebpf.dns_request_timeout * 1e9),
     )
 
 

@@ -1,0 +1,322 @@
+"""Protocols that user space takes apart: receives segment records, hands on request columns.
+
+One parser a connection, bounded in number; the least recently used one is given up (counted).  Segments of a
+connection whose protocol is not known yet are kept for a while and replayed once it is.  May drop: those segments when
+the protocol stays unknown, and whatever a parser says it could not read (counted).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onlooker import semconv
+from onlooker.batches import RequestBatch, SpanKind, StatusCode, Text, Values
+from onlooker.protocols import Operation, Segment, SegmentParser
+
+log: Final = logging.getLogger(__name__)
+
+# numbers of bpf/records.h
+_CUT: Final = 1
+_UNREADABLE: Final = 2
+_CLOSE: Final = 4
+_RESET: Final = 16
+_EOF: Final = 32
+_SENT: Final = 1
+_SERVER: Final = 2
+_PROTOCOL_UNKNOWN: Final = 0
+_PROTOCOL_DNS: Final = 9
+
+_CONNECTIONS_MAX: Final = 20_000
+_EARLY_MAX: Final = 24
+_EXPIRE_NS: Final = 500_000_000
+
+MakeParser = Callable[[int, int], SegmentParser]
+DimNames = Callable[[int, int], tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What is known of one connection."""
+
+    parser: SegmentParser | None = None
+    protocol: int = 0
+    role: int = 0
+    broken: bool = False
+    early: list[Any] = field(default_factory=list)
+    facts: Any = None
+
+
+@dataclass(slots=True)
+class _Finished:
+    operation: Operation
+    facts: Any
+    role: int
+
+
+class Segments:
+    """Turns segments into batches, one batch a protocol and role.
+
+    Args:
+        make_parser, dim_names: Of ``protocols.registry``; handed in so that a test can bring its own.
+
+    Attributes:
+        lost: Operations that happened but could not be read, by protocol name.
+        dropped: By reason.
+    """
+
+    def __init__(
+        self,
+        values: Values,
+        *,
+        make_parser: MakeParser,
+        dim_names: DimNames,
+        name_of: Callable[[int], str],
+        rng: np.random.Generator,
+        capacity: int = _CONNECTIONS_MAX,
+    ) -> None:
+        self.lost: dict[str, int] = {}
+        self.dropped = {"connection_evicted": 0, "protocol_unknown": 0, "parser_failed": 0}
+        self._values = values
+        self._make_parser = make_parser
+        self._dim_names = dim_names
+        self._name_of = name_of
+        self._rng = rng
+        self._capacity = capacity
+        self._connections: OrderedDict[int, _Connection] = OrderedDict()
+        self._expired_mono_ns = 0
+        self._warned: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def requests(self, parts: Sequence[NDArray[Any]], *, offset_ns: int, now_mono_ns: int) -> list[RequestBatch]:
+        """Feed one round of records to their parsers.
+
+        Args:
+            parts: Arrays of `SEGMENT_RECORD` and `SEGMENT_LONG_RECORD`.
+            offset_ns: From CLOCK_MONOTONIC to Unix time.
+            now_mono_ns: CLOCK_MONOTONIC; ends what waits too long.
+
+        Source: ``bpf/lib/segment.h``.
+        """
+        finished: dict[tuple[int, int], list[_Finished]] = {}
+        for row in _in_order(parts):
+            self._feed(row, finished)
+        if now_mono_ns - self._expired_mono_ns > _EXPIRE_NS:
+            self._expired_mono_ns = now_mono_ns
+            for connection in self._connections.values():
+                if connection.parser is not None:
+                    self._take(connection, connection.parser.expire(now_mono_ns), finished)
+        return [self._columns(key, rows, offset_ns) for key, rows in finished.items()]
+
+    def _feed(self, row: Any, finished: dict[tuple[int, int], list[_Finished]]) -> None:
+        key = int(row["connection_id"])
+        connection = self._connections.get(key)
+        flags, protocol = int(row["flags"]), int(row["protocol"])
+        if connection is None:
+            if flags & (_CLOSE | _EOF):
+                return
+            connection = self._connections[key] = _Connection(facts=row)
+            if len(self._connections) > self._capacity:
+                _, oldest = self._connections.popitem(last=False)
+                self.dropped["connection_evicted"] += 1
+                self._close(oldest, int(row["mono_ns"]), "", finished)
+        else:
+            self._connections.move_to_end(key)
+        if protocol == _PROTOCOL_UNKNOWN and not flags & (_CLOSE | _EOF):
+            if len(connection.early) < _EARLY_MAX:
+                connection.early.append(row)
+            else:
+                self.dropped["protocol_unknown"] += 1
+            return
+        if connection.parser is None and protocol != _PROTOCOL_UNKNOWN and not connection.broken:
+            connection.protocol, connection.role, connection.facts = protocol, int(row["role"]), row
+            connection.parser = self._make_parser(protocol, connection.role)
+            early, connection.early = connection.early, []
+            for before in early:
+                self._parse(connection, before, finished)
+        if flags & _CLOSE:
+            error = "connection_reset" if flags & _RESET else ""
+            self._close(connection, int(row["mono_ns"]), error, finished)
+            del self._connections[key]
+        elif not flags & _EOF:
+            self._parse(connection, row, finished)
+
+    def _parse(self, connection: _Connection, row: Any, finished: dict[tuple[int, int], list[_Finished]]) -> None:
+        if connection.parser is None:
+            return
+        flags = int(row["flags"])
+        head, tail = int(row["captured_head"]), int(row["captured_tail"])
+        payload = row["payload"]
+        sent = int(row["direction"]) == _SENT
+        segment = Segment(
+            sent=sent,
+            from_client=sent != (connection.role == _SERVER),
+            mono_ns=int(row["mono_ns"]),
+            offset=int(row["stream_offset"]),
+            length=int(row["length"]),
+            head=payload[:head].tobytes(),
+            tail=payload[len(payload) - tail :].tobytes() if tail else b"",
+            readable=not flags & _UNREADABLE,
+            tid=int(row["tid"]),
+            parent_source=int(row["parent_source"]),
+        )
+        if row["span_id"].any():
+            segment.trace_id, segment.span_id = row["trace_id"].tobytes(), row["span_id"].tobytes()
+            segment.trace_flags = int(row["trace_flags"])
+        try:
+            operations = connection.parser.feed(segment)
+        except Exception:  # a parser must not raise on bytes; if one does, its connection is given up, not the agent
+            self._give_up(connection)
+            return
+        connection.facts = row
+        self._take(connection, operations, finished)
+
+    def _give_up(self, connection: _Connection) -> None:
+        self.dropped["parser_failed"] += 1
+        connection.parser, connection.broken = None, True
+        if connection.protocol not in self._warned:
+            self._warned.add(connection.protocol)
+            log.exception(
+                "the %s parser failed; that connection is not followed any more", self._name_of(connection.protocol)
+            )
+
+    def _close(
+        self, connection: _Connection, mono_ns: int, error: str, finished: dict[tuple[int, int], list[_Finished]]
+    ) -> None:
+        if connection.parser is None:
+            return
+        try:
+            operations = connection.parser.close(mono_ns, error)
+        except Exception:  # as in _parse
+            self._give_up(connection)
+            return
+        self._take(connection, operations, finished)
+
+    def _take(
+        self, connection: _Connection, operations: list[Operation], finished: dict[tuple[int, int], list[_Finished]]
+    ) -> None:
+        parser = connection.parser
+        if parser is not None and (lost := parser.lost):
+            name = self._name_of(connection.protocol)
+            self.lost[name] = self.lost.get(name, 0) + lost
+        if operations:
+            rows = finished.setdefault((connection.protocol, connection.role), [])
+            rows.extend(_Finished(operation, connection.facts, connection.role) for operation in operations)
+
+    # ---- columns ----
+
+    def _columns(self, key: tuple[int, int], rows: list[_Finished], offset_ns: int) -> RequestBatch:
+        protocol, role = key
+        count = len(rows)
+        known = self._dim_names(protocol, role)
+        names = (*known, *(name for name in (semconv.SERVER_ADDRESS, semconv.SERVER_PORT) if name not in known))
+        place = {name: i for i, name in enumerate(names)}
+        dims = np.zeros((count, len(names)), np.int32)
+        times = np.zeros((4, count), np.int64)
+        sizes = np.zeros((2, count), np.int64)
+        span_ids = self._rng.integers(1, 1 << 64, count, np.uint64).view(np.uint8).reshape(count, 8)
+        trace_ids = self._rng.integers(1, 1 << 64, 2 * count, np.uint64).view(np.uint8).reshape(count, 16)
+        parents = np.zeros((count, 8), np.uint8)
+        trace_flags = np.ones(count, np.uint8)
+        parent_source = np.zeros(count, np.uint8)
+        status = np.zeros(count, np.uint8)
+        stream = np.zeros(count, np.bool_)
+        kind = np.full(count, role if role in (SpanKind.SERVER, SpanKind.CLIENT) else SpanKind.CLIENT, np.uint8)
+        tids = np.zeros(count, np.int32)
+        name_ids = np.zeros(count, np.int32)
+        texts: dict[str, list[bytes | None]] = {}
+        numbers: dict[str, NDArray[np.int64]] = {}
+        for i, row in enumerate(rows):
+            operation = row.operation
+            for attribute, value in operation.dims.items():
+                at = place.get(attribute)
+                if at is not None:
+                    dims[i, at] = self._values.id(value)
+            times[:, i] = (
+                operation.start_mono_ns, operation.request_end_mono_ns, operation.response_start_mono_ns,
+                max(operation.end_mono_ns, operation.start_mono_ns),
+            )  # fmt: skip
+            sizes[:, i] = operation.request_bytes, operation.response_bytes
+            if operation.trace_id:
+                trace_ids[i] = np.frombuffer(operation.trace_id, np.uint8)
+                trace_flags[i] = operation.trace_flags
+            if operation.parent_span_id:
+                parents[i] = np.frombuffer(operation.parent_span_id, np.uint8)
+            parent_source[i] = operation.parent_source
+            name_ids[i] = self._values.id(operation.name)
+            stream[i] = operation.stream
+            tids[i] = operation.tid
+            if operation.kind:
+                kind[i] = operation.kind
+            if operation.error:
+                status[i] = StatusCode.ERROR
+                if (at := place.get(semconv.ERROR_TYPE)) is not None and not dims[i, at]:
+                    dims[i, at] = self._values.id(operation.error)
+            for attribute, value in operation.varying.items():
+                if isinstance(value, int) and not isinstance(value, bool):
+                    numbers.setdefault(attribute, np.full(count, -1, np.int64))[i] = value
+                else:
+                    shown = (
+                        ",".join(value)
+                        if isinstance(value, tuple)
+                        else str(value).lower()
+                        if value in (True, False)
+                        else str(value)
+                    )
+                    texts.setdefault(attribute, [None] * count)[i] = shown.encode()
+        facts = [row.facts for row in rows]
+        times[:, :] = np.where(times != 0, times + offset_ns, 0)
+        return RequestBatch(
+            protocol=np.full(count, protocol, np.uint8),
+            kind=kind,
+            pid=np.array([f["tgid"] for f in facts], np.int32),
+            tid=tids,
+            connection=np.array([f["connection_id"] for f in facts], np.uint64),
+            start_unix_ns=times[0],
+            request_end_unix_ns=times[1],
+            response_start_unix_ns=times[2],
+            end_unix_ns=times[3],
+            request_bytes=sizes[0],
+            response_bytes=sizes[1],
+            local_address=np.array([f["local_address"] for f in facts], np.uint8),
+            remote_address=np.array([f["remote_address"] for f in facts], np.uint8),
+            local_port=np.array([f["local_port"] for f in facts], np.uint16),
+            remote_port=np.array([f["remote_port"] for f in facts], np.uint16),
+            trace_id=trace_ids,
+            span_id=span_ids,
+            parent_span_id=parents,
+            trace_flags=trace_flags,
+            parent_source=parent_source,
+            status=status,
+            stream=stream,
+            dims=dims,
+            dim_names=names,
+            name=name_ids,
+            varying={
+                **{attribute: Text.of(column) for attribute, column in texts.items()},
+                **numbers,
+            },
+        )
+
+
+def _in_order(parts: Sequence[NDArray[Any]]) -> list[Any]:
+    """The records of all rings, those of one connection in the order in which the kernel made them."""
+    if not parts:
+        return []
+    if len(parts) == 1:
+        connections, sequences = parts[0]["connection_id"], parts[0]["sequence"]
+        if len(connections) < 2:
+            return list(parts[0])
+    else:
+        connections = np.concatenate([part["connection_id"] for part in parts])
+        sequences = np.concatenate([part["sequence"] for part in parts])
+    rows = [row for part in parts for row in part]
+    return [rows[i] for i in np.lexsort((sequences, connections))]
