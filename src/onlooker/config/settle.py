@@ -110,9 +110,9 @@ def _settle_metrics(config: Config, origins: dict[str, Origin]) -> Config:
         interval = metrics.otel_interval_ms / 1000
         origins["otel_metrics_export.interval"] = Origin("derived", "OTEL_METRIC_EXPORT_INTERVAL")
     port = prometheus.port
-    if not metrics.endpoint and "prometheus_export.port" not in origins:
-        port = DEFAULT_PROMETHEUS_PORT
-        origins["prometheus_export.port"] = Origin("derived", "no metrics exporter being set")
+    if not metrics.endpoint and not config.web.port and "prometheus_export.port" not in origins:
+        port = DEFAULT_PROMETHEUS_PORT  # else the page's port has /metrics too
+        origins["prometheus_export.port"] = Origin("derived", "neither a metrics exporter nor the page being set")
     if not prometheus.path.startswith("/"):
         raise ConfigError(
             f"prometheus_export.path: {prometheus.path!r} must begin with a slash",

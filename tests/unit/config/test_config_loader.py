@@ -233,9 +233,10 @@ def test_otlp_settings_of_the_standard_variables() -> None:
 
 
 def test_prometheus_is_on_unless_metrics_go_elsewhere() -> None:
-    assert read().config.prometheus_export.port == 9464
+    assert read().config.prometheus_export.port == 0  # the page's port answers
+    assert read("web: {port: 0}").config.prometheus_export.port == 9464
     assert read("prometheus_export: {port: 0}").config.prometheus_export.port == 0
-    assert read("otel_metrics_export: {endpoint: 'http://h:4318'}").config.prometheus_export.port == 0
+    assert read("{web: {port: 0}, otel_metrics_export: {endpoint: 'http://h:4318'}}").config.prometheus_export.port == 0
 
 
 def test_features_are_the_effective_ones() -> None:

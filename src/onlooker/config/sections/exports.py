@@ -277,9 +277,8 @@ class PrometheusExport(Section, frozen=True):
 
     port: Annotated[
         int,
-        Key(PORT, "Port of the endpoint; 0 for off. Where neither this nor `otel_metrics_export` is set, "
-            "9464, so that there "
-            "is something to look at.", both("PROMETHEUS_PORT")),
+        Key(PORT, "Port of the endpoint; 0 for off: the page's port has `/metrics` too. With neither the page nor "
+            "`otel_metrics_export` it is 9464, so that there is something to look at.", both("PROMETHEUS_PORT")),
     ] = 0  # fmt: skip
     address: Annotated[
         str,
