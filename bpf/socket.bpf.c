@@ -12,6 +12,7 @@
 #include "lib/core_compat.h"
 #include "lib/pid_filter.h"
 #include "protocols/http1.h"
+#include "protocols/http2.h"
 #include "lib/source.h"
 #include "lib/connection.h"
 #include "lib/context.h"

@@ -55,8 +55,13 @@ struct stream {
 	__u64 last_mono_ns;  /* newest byte of the message */
 	__u64 bytes;	     /* moved since the connection is watched */
 	__u64 scores;	     /* classify.h: what the newest transfer could be */
-	struct http1_head head;
-	struct http1_chunk chunk;
+	union {
+		struct {
+			struct http1_head head;
+			struct http1_chunk chunk;
+		};
+		struct http2_walker walker;
+	};
 	__u32 tcp_seq;	     /* TCP: where the next byte should stand */
 	__u16 carry_length;
 	__u16 status;	     /* responses */

@@ -41,6 +41,14 @@ static __always_inline bool classify(struct connection *c, struct work *w, __u32
 	s->carry_length = 0;
 	if (!n)
 		return false;
+	if (http2_is_preface(w->window.bytes, n)) {
+		/* nothing else begins like this, and the other direction need not be waited for */
+		c->protocol = PROTOCOL_HTTP2;
+		c->request_direction = direction;
+		http2_start(&c->streams[direction & 1].walker, 1);
+		http2_start(&c->streams[(!direction) & 1].walker, 0);
+		return true;
+	}
 	classify_others(c, w, direction);
 	verdict = protocol_agree(c->streams[DIRECTION_SEND].scores, c->streams[DIRECTION_RECEIVE].scores);
 	if (AGREE_PROTOCOL(verdict)) {
@@ -48,6 +56,11 @@ static __always_inline bool classify(struct connection *c, struct work *w, __u32
 		c->request_direction = verdict & AGREE_SWAPPED ? DIRECTION_RECEIVE : DIRECTION_SEND;
 		if (c->protocol == PROTOCOL_TLS)
 			c->protocol = PROTOCOL_OTHER;
+		if (c->protocol == PROTOCOL_HTTP2) {
+			/* in the middle: the walkers wait for a frame that they can believe */
+			zero_words(&c->streams[0].walker, sizeof(struct http2_walker));
+			zero_words(&c->streams[1].walker, sizeof(struct http2_walker));
+		}
 		return true;
 	}
 	if (++c->tries >= CLASSIFY_TRIES)
@@ -159,6 +172,8 @@ static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result
 	}
 	if (c->protocol == PROTOCOL_HTTP1)
 		follow(c, sk, w, direction);
+	else if (c->protocol == PROTOCOL_HTTP2)
+		follow_http2(c, w, direction);
 	else if (c->protocol != PROTOCOL_OTHER)
 		emit_segment(c, w, direction);
 	return 0;

@@ -15,8 +15,13 @@ struct segment_head {
 
 /* Where the pieces of a scattered transfer are put together. */
 struct segment_scratch {
-	__u32 copied;
+	__u32 copied;	     /* valid bytes */
 	__u32 skip;
+	__u32 range_start;   /* HTTP/2: where in the transfer the bytes at hand begin */
+	__u32 to_copy;	     /* of the frame at hand */
+	__u32 to_skip;	     /* behind those */
+	__u32 pad;
+	struct http2_step step;
 	__u8 bytes[2 * 4096];
 };
 
@@ -27,22 +32,25 @@ struct {
 	__type(value, struct segment_scratch);
 } segment_scratches SHARED_MAP;
 
-/* Copy `room` bytes (at most SEGMENT_LARGE) from byte `skip` of a scattered transfer into the scratch. */
-__noinline int gather(__u32 direction, __u32 skip, __u32 room)
+/*
+ * Copy bytes of a scattered transfer, from its byte `skip` on, behind the first `at` bytes of the
+ * scratch until it holds `end` (at most SEGMENT_LARGE); gives how many it holds.
+ */
+__noinline int gather(__u32 direction, __u32 skip, __u32 at, __u32 end)
 {
 	struct work *w = work_of(direction);
 	struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
 
 	if (!w || !scratch)
 		return 0;
-	scratch->copied = 0;
+	scratch->copied = at;
 	scratch->skip = skip;
 	for (__u32 i = 0; i < MAX_IOVECS; i++) {
 		/* kept in memory, so that the verifier sees every turn alike */
 		__u32 copied = *(volatile __u32 *)&scratch->copied;
 		__u64 base, length, n;
 
-		if (i >= w->source.iov_count || copied >= room)
+		if (i >= w->source.iov_count || copied >= end)
 			break;
 		skip = *(volatile __u32 *)&scratch->skip;
 		base = w->source.iov[i].base;
@@ -52,7 +60,7 @@ __noinline int gather(__u32 direction, __u32 skip, __u32 room)
 			continue;
 		}
 		length -= skip;
-		n = room - copied;
+		n = end - copied;
 		if (n > length)
 			n = length;
 		n = at_most(n, SEGMENT_LARGE);
@@ -64,8 +72,9 @@ __noinline int gather(__u32 direction, __u32 skip, __u32 room)
 	return (int)scratch->copied;
 }
 
+/* `behind`: bytes of the stream that came after the last one of these `length`. */
 static __always_inline void fill_segment(struct segment_head *r, struct connection *c, __u32 direction, __u32 length,
-					 __u16 flags, __u64 now)
+					 __u32 behind, __u16 flags, __u64 now)
 {
 	const struct stream *s = &c->streams[direction & 1];
 	__u64 now_pid = bpf_get_current_pid_tgid();
@@ -85,7 +94,7 @@ static __always_inline void fill_segment(struct segment_head *r, struct connecti
 	r->tid = (__u32)now_pid;
 	r->connection_id = c->id;
 	r->mono_ns = now;
-	r->stream_offset = s->bytes - length;
+	r->stream_offset = s->bytes - behind - length;
 	r->length = length;
 	r->local_port = c->local_port;
 	r->remote_port = c->remote_port;
@@ -124,11 +133,11 @@ static __always_inline bool fill_payload(struct segment_head *r, __u8 *payload, 
 	} else {
 		struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
 
-		if (!scratch || gather(direction, 0, head) != (int)head)
+		if (!scratch || gather(direction, 0, 0, head) != (int)head)
 			return false;
 		bpf_probe_read_kernel(payload, at_most(head, size), scratch->bytes);
 		if (tail) {
-			tail = gather(direction, length - SEGMENT_TAIL, SEGMENT_TAIL) == SEGMENT_TAIL ? SEGMENT_TAIL : 0;
+			tail = gather(direction, length - SEGMENT_TAIL, 0, SEGMENT_TAIL) == SEGMENT_TAIL ? SEGMENT_TAIL : 0;
 			if (tail)
 				bpf_probe_read_kernel(payload + size - SEGMENT_TAIL, SEGMENT_TAIL, scratch->bytes);
 		}
@@ -155,7 +164,7 @@ __noinline int emit_segment(struct connection *c, struct work *w, __u32 directio
 		if (!r)
 			return 0;
 		r->kind = RECORD_SEGMENT_LONG;
-		fill_segment((struct segment_head *)r, c, direction, length, 0, w->now_mono_ns);
+		fill_segment((struct segment_head *)r, c, direction, length, 0, 0, w->now_mono_ns);
 		if (!fill_payload((struct segment_head *)r, r->payload, SEGMENT_LARGE, w, direction))
 			r->flags |= SEGMENT_UNREADABLE;
 		ring_submit(ring_4096, r);
@@ -165,12 +174,122 @@ __noinline int emit_segment(struct connection *c, struct work *w, __u32 directio
 		if (!r)
 			return 0;
 		r->kind = RECORD_SEGMENT;
-		fill_segment((struct segment_head *)r, c, direction, length, 0, w->now_mono_ns);
+		fill_segment((struct segment_head *)r, c, direction, length, 0, 0, w->now_mono_ns);
 		if (!fill_payload((struct segment_head *)r, r->payload, SEGMENT_SMALL, w, direction))
 			r->flags |= SEGMENT_UNREADABLE;
 		ring_submit(ring_512, r);
 	}
 	return 0;
+}
+
+/* What is kept of HTTP/2 frames, from range_start to where the source stands now. */
+__noinline int emit_frames(struct connection *c, struct work *w, __u32 direction, __u32 continued)
+{
+	struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
+	__u32 length, behind, copied;
+	__u16 flags = continued ? SEGMENT_CONTINUED : 0;
+
+	if (!c || !w || !scratch)
+		return 0;
+	length = w->source.offset - scratch->range_start;
+	behind = w->source.length - w->source.offset;
+	copied = scratch->copied;
+	if (copied <= SEGMENT_SMALL) {
+		struct segment_record *r = ring_reserve(ring_512, struct segment_record);
+
+		if (!r)
+			return 0;
+		r->kind = RECORD_SEGMENT;
+		fill_segment((struct segment_head *)r, c, direction, length, behind, flags, w->now_mono_ns);
+		r->captured_head = copied;
+		bpf_probe_read_kernel(r->payload, at_most(copied, SEGMENT_SMALL), scratch->bytes);
+		ring_submit(ring_512, r);
+	} else {
+		struct segment_long_record *r = ring_reserve(ring_4096, struct segment_long_record);
+
+		if (!r)
+			return 0;
+		r->kind = RECORD_SEGMENT_LONG;
+		fill_segment((struct segment_head *)r, c, direction, length, behind, flags, w->now_mono_ns);
+		r->captured_head = copied;
+		bpf_probe_read_kernel(r->payload, at_most(copied, SEGMENT_LARGE), scratch->bytes);
+		ring_submit(ring_4096, r);
+	}
+	scratch->copied = 0;
+	scratch->range_start = w->source.offset;
+	return 0;
+}
+
+/* One frame of HTTP/2, or a part of one; 0 when the transfer is used up or cannot be read. */
+__noinline int http2_advance(struct connection *c, struct work *w, __u32 direction)
+{
+	struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
+	struct http2_walker *walker;
+	__u32 left, want;
+
+	if (!c || !w || !scratch)
+		return 0;
+	walker = &c->streams[direction & 1].walker;
+	if (scratch->to_copy) {
+		__u32 copied = scratch->copied, end = copied + scratch->to_copy, got;
+
+		if (end > SEGMENT_LARGE)
+			end = SEGMENT_LARGE;
+		if (copied >= end)
+			return 2; /* full: make room, come again */
+		got = gather(direction, w->source.offset, copied, end);
+		if (got <= copied || got > end)
+			return 0;
+		scratch->to_copy -= got - copied;
+		w->source.offset += got - copied;
+		return 1;
+	}
+	w->source.offset += scratch->to_skip;
+	scratch->to_skip = 0;
+	left = w->source.length - w->source.offset;
+	if (!left || left > w->source.length)
+		return 0;
+	want = http2_wants(walker, left);
+	if (want) {
+		if (read_window(direction, 0, want) != (int)want)
+			return 0;
+		asm volatile("" : "+r"(want));
+		bpf_probe_read_kernel(http2_into(walker), ((want - 1) & 15) + 1, w->window.bytes);
+	}
+	http2_step(walker, left, &scratch->step);
+	scratch->to_copy = scratch->step.copy_length;
+	scratch->to_skip = scratch->step.consume - scratch->step.copy_length;
+	return 1;
+}
+
+/* Walk the frames of a transfer; hand up what matters of them. */
+static __always_inline void follow_http2(struct connection *c, struct work *w, __u32 direction)
+{
+	struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
+	struct http2_walker *walker = &c->streams[direction & 1].walker;
+
+	if (!scratch)
+		return;
+	scratch->copied = 0;
+	scratch->range_start = 0;
+	scratch->to_copy = 0;
+	scratch->to_skip = 0;
+	http2_begin(walker, w->source.length);
+	for (int i = 0; i < STEPS_MAX; i++) {
+		int more = http2_advance(c, w, direction);
+
+		if (!more)
+			break;
+		if (more == 2)
+			emit_frames(c, w, direction, 1);
+	}
+	if (w->source.offset < w->source.length) {
+		count_loss(w->source.iov_count ? LOSS_STEPS : LOSS_UNREADABLE);
+		http2_unseen(walker, w->source.length - w->source.offset);
+		w->source.offset = w->source.length;
+	}
+	if (walker->noteworthy)
+		emit_frames(c, w, direction, 0);
 }
 
 /* The connection is over, or one direction of it. */
@@ -181,7 +300,7 @@ static __always_inline void emit_segment_end(struct connection *c, __u32 directi
 	if (!r)
 		return;
 	r->kind = RECORD_SEGMENT;
-	fill_segment((struct segment_head *)r, c, direction, 0, flags, bpf_ktime_get_ns());
+	fill_segment((struct segment_head *)r, c, direction, 0, 0, flags, bpf_ktime_get_ns());
 	ring_submit(ring_512, r);
 }
 

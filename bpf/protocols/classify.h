@@ -89,6 +89,19 @@ static __always_inline int http2_classify_start(const __u8 *head, __u32 captured
 	if (captured >= 9 && head[0] == 0 && head[1] == 0 && head[2] <= 96 && head[2] % 6 == 0 && head[3] == 4 &&
 	    head[4] <= 1 && be32_at(head + 5) == 0 && length >= 9 && (head[2] == 0) == (head[4] == 1))
 		return STRONG_RESPONSE;
+	/*
+	 * In the middle of a connection: a HEADERS frame with END_HEADERS that ends in this transfer, on a client's
+	 * stream, whose block begins as all encoders begin: ":method" or ":status" by its index in the static table.
+	 */
+	if (captured >= 16 && head[0] == 0 && head[3] == 1 && (head[4] & 4) && !(head[4] & ~0x2d) && head[5] == 0 &&
+	    (head[8] & 1) && (__u32)head[1] * 256 + head[2] + 9 <= length) {
+		__u8 first = head[4] & 0x20 ? head[14] : head[9];
+
+		if (first == 0x82 || first == 0x83 || first == 0x42 || first == 0x43)
+			return STRONG_REQUEST;
+		if ((first >= 0x88 && first <= 0x8e) || first == 0x48)
+			return STRONG_RESPONSE;
+	}
 	return CLASSIFY_NO;
 }
 
