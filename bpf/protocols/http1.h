@@ -136,6 +136,8 @@ static __always_inline int http1_classify(const __u8 *bytes, __u32 length)
 			if (i + 1 >= length)
 				return VERDICT_MORE;
 			c = bytes[(i + 1) & 31];
+			if (c == '*' && (word & FIRST(4)) == (TEXT8('P', 'R', 'I', ' ', 0, 0, 0, 0) & FIRST(4)))
+				return VERDICT_NO; /* the preface of HTTP/2 */
 			if (c == '/' || c == '*' || c == 'h' || c == 'H')
 				return VERDICT_REQUEST;
 			/* known methods may have any target (CONNECT host:port) */
