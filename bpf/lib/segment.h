@@ -275,7 +275,7 @@ static __always_inline void follow_http2(struct connection *c, struct work *w, _
 	scratch->to_copy = 0;
 	scratch->to_skip = 0;
 	http2_begin(walker, w->source.length);
-	for (int i = 0; i < STEPS_MAX; i++) {
+	for (int i = 0; i < FRAME_STEPS_MAX; i++) {
 		int more = http2_advance(c, w, direction);
 
 		if (!more)
