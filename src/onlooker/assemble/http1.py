@@ -267,7 +267,7 @@ class Http1:
         pool = pools[0] if len(pools) == 1 else np.concatenate(pools)
         text_start = starts[0] if len(starts) == 1 else np.concatenate(starts)
         question = questions[0] if len(questions) == 1 else np.concatenate(questions)
-        begin = column["target_start"].astype(np.int64)
+        begin = np.minimum(column["target_start"], column["text_length"]).astype(np.int64)
         available = np.maximum(column["text_length"].astype(np.int64) - begin - column["host_length"], 0)
         target_length = np.minimum(column["target_length"].astype(np.int64), available)
         path_length = np.minimum(np.maximum(question - begin, 0), target_length)
@@ -324,7 +324,7 @@ class Http1:
     ) -> None:
         """``server.address``, ``server.port`` and ``url.full`` of client rows, from the Host field."""
         client = batch.kind == SpanKind.CLIENT
-        host_length = column["host_length"].astype(np.int32)
+        host_length = np.minimum(column["host_length"], column["text_length"]).astype(np.int32)
         host_start = text_start + column["text_length"].astype(np.int64) - host_length
         rows = np.flatnonzero(client & (host_length > 0))
         if rows.size:

@@ -31,7 +31,7 @@ _EOF: Final = 32
 _SENT: Final = 1
 _SERVER: Final = 2
 _PROTOCOL_UNKNOWN: Final = 0
-_PROTOCOL_DNS: Final = 9
+_PROTOCOL_HTTP2: Final = 2
 
 _CONNECTIONS_MAX: Final = 20_000
 _EARLY_MAX: Final = 24
@@ -140,7 +140,7 @@ class Segments:
             connection.protocol, connection.role, connection.facts = protocol, int(row["role"]), row
             connection.parser = self._make_parser(protocol, connection.role)
             early, connection.early = connection.early, []
-            for before in early:
+            for before in early if protocol != _PROTOCOL_HTTP2 else ():  # whose frames come condensed, once it is known
                 self._parse(connection, before, finished)
         if flags & _CLOSE:
             error = "connection_reset" if flags & _RESET else ""
