@@ -42,7 +42,8 @@ from onlooker.observe import LiveView, own_metrics, process_age_s
 from onlooker.protocols import registry
 from onlooker.randomness import SystemRandom
 from onlooker.sample.samplers import Samplers, make_sampler
-from onlooker.settings import aggregate_options, exporters, protocol_options, route_options
+from onlooker.settings import aggregate_options, exporters, protocol_options, route_options, store_options
+from onlooker.store import Store
 from onlooker.web.server import WebServer
 
 if TYPE_CHECKING:
@@ -192,6 +193,11 @@ class Agent:
     def _connect_sinks(self) -> None:
         pipeline, config = self.pipeline, self.loaded.config
         table = pipeline.aggregator.table
+        # without a page nobody could look at it
+        self.store = Store(store_options(config), table, lambda: self.identities.services) if config.web.port else None
+        if self.store is not None:
+            pipeline.sinks.append(self.store.put)
+            self.store.start()
         if self.spans is not None:
             encoder = self.encoder = SpanEncoder(
                 version=__version__, max_spans=config.otel_traces_export.batch_max_size
@@ -274,7 +280,7 @@ class Agent:
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ended.set)
-        web = WebServer(self)
+        web = WebServer(self, self.store)
         await web.start()
         self.live_view.endpoints = web.endpoints
         for name, url in web.endpoints:
@@ -337,6 +343,8 @@ class Agent:
             for exporter in (self.spans, self.metrics):
                 if exporter is not None:
                     exporter.stop(max(deadline - time.monotonic(), 0.1))
+            if self.store is not None:
+                self.store.close()
         self.capture.close()
         self._end_child()
 

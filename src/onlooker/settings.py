@@ -16,6 +16,7 @@ from onlooker.export.exporter import Limits, MetricExporter, SpanExporter, make_
 from onlooker.export.prometheus import PrometheusOptions
 from onlooker.export.retry import RetryPolicy
 from onlooker.protocols.registry import Options
+from onlooker.store import MEMORY, StoreOptions
 
 
 def route_options(config: Config) -> RouteOptions:
@@ -70,6 +71,14 @@ def protocol_options(config: Config) -> Options:
         query_text="db.query.text" in traces.get("include", ()),
         prepared_statements=ebpf.postgres_prepared_statements_cache_size,
         dns_timeout_ns=int(ebpf.dns_request_timeout * 1e9),
+    )
+
+
+def store_options(config: Config) -> StoreOptions:
+    """The section ``store``."""
+    store = config.store
+    return StoreOptions(
+        path=store.path if store.enabled and store.path else MEMORY, max_bytes=store.max_bytes, max_age_s=store.max_age
     )
 
 

@@ -6,6 +6,7 @@ whole batches when the writer cannot keep up (counted).
 """
 
 from onlooker.store.reader import Reader, SpanFilter
+from onlooker.store.schema import MEMORY
 from onlooker.store.store import Store, StoreOptions
 
-__all__ = ["Reader", "SpanFilter", "Store", "StoreOptions"]
+__all__ = ["MEMORY", "Reader", "SpanFilter", "Store", "StoreOptions"]

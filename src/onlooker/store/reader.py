@@ -137,6 +137,11 @@ class Reader:
         ).fetchone()
         return int(row[0]) if row else None
 
+    def last_span_id(self) -> int:
+        """The number of the newest span, 0 if there is none."""
+        row = self._db.execute("SELECT max(id) FROM spans").fetchone()
+        return int(row[0] or 0)
+
     def span_count(self) -> tuple[int, int]:
         """About how many spans there are, and the start of the oldest in Unix s."""
         row = self._db.execute("SELECT min(id), max(id) FROM spans").fetchone()

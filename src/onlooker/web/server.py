@@ -1,13 +1,9 @@
-"""The web server: metrics and health.  Loopback unless told otherwise; every listener checks the Host field."""
+"""The web server: the page, its API, metrics and health.  Loopback unless told otherwise."""
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
-import ssl
 import time
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -15,61 +11,17 @@ from onlooker.errors import ConfigError
 from onlooker.export import prometheus
 from onlooker.observe import snapshots
 from onlooker.settings import prometheus_options
+from onlooker.store import Store
+from onlooker.web.api import Api
+from onlooker.web.assets import Assets
+from onlooker.web.facts import Facts
+from onlooker.web.guard import guard, is_loopback, tls_context
 
 if TYPE_CHECKING:
-    from aiohttp.typedefs import Handler
-
     from onlooker.agent import Agent
 
-_LOCAL_NAMES: Final = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address can only mean this host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() in _LOCAL_NAMES
-
-
-def guard(*, address: str, token: str) -> object:
-    """A middleware that turns away who should not be here.
-
-    A page of another site may point its own name at 127.0.0.1 (DNS rebinding): on loopback the Host field has to be a
-    loopback name, and an Origin, if there is one, too.
-    """
-
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if is_loopback(address):
-            host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
-            origin = request.headers.get("Origin")
-            if not is_loopback(host) or (origin and not is_loopback(urlsplit(origin).hostname or "")):
-                raise web.HTTPForbidden(text="this address answers to loopback names only\n")
-        if token:
-            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), token.encode()):
-                raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"}, text="a bearer token is needed\n")
-        response = await handler(request)
-        return response
-
-    return check
-
-
-def tls_context(certificate: str, key: str) -> ssl.SSLContext | None:
-    """For serving TLS, or None.
-
-    Raises:
-        ConfigError: the files cannot be used.
-    """
-    if not certificate:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certificate, key or None)
-    except (OSError, ssl.SSLError) as err:
-        raise ConfigError(f"cannot use the certificate {certificate}: {err}") from err
-    return context
+_HEADER_BYTES: Final = 16_384
+_IDLE_S: Final = 75.0
 
 
 class WebServer:
@@ -79,9 +31,11 @@ class WebServer:
         endpoints: What is served where, for people.
     """
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, store: Store | None = None) -> None:
         self._agent = agent
+        self._store = store
         self._runners: list[web.AppRunner] = []
+        self._api: Api | None = None
         self.endpoints: list[tuple[str, str]] = []
 
     async def start(self) -> None:
@@ -93,32 +47,46 @@ class WebServer:
         config = self._agent.loaded.config
         page, scrape, health = config.web, config.prometheus_export, config.health_check
         if page.port:
-            app = self._app(page.address, page.token)
+            assets = Assets()
+            # the page itself holds no data, so that it can ask for the token
+            app = web.Application(
+                middlewares=[
+                    guard(
+                        address=page.address, token=page.token, needs_token=lambda request: request.path not in assets
+                    )
+                ],
+                client_max_size=1024,
+            )
             self._metrics(app, "/metrics")
             self._health(app)
+            if self._store is not None:
+                self._api = Api(self._store, Facts(self._agent))
+                self._api.add_routes(app)
+                assets.add_routes(app)
             where = await self._listen(app, page.address, page.port, page.tls_cert, page.tls_key, page.token,
                                        allow_public=page.allow_public, key="web.port")  # fmt: skip
+            if self._store is not None:
+                self.endpoints.append(("Page", f"{where}/"))
             if not scrape.port:
                 self.endpoints.append(("Prometheus", f"{where}/metrics"))
         if scrape.port:
-            app = self._app(scrape.address, scrape.token)
+            app = web.Application(middlewares=[guard(address=scrape.address, token=scrape.token)])
             self._metrics(app, scrape.path)
             where = await self._listen(app, scrape.address, scrape.port, scrape.tls_cert, scrape.tls_key, scrape.token,
                                        allow_public=True, key="prometheus_export.port")  # fmt: skip
             self.endpoints.append(("Prometheus", f"{where}{scrape.path}"))
         if health.port:
-            app = self._app(health.listen_address, "")
+            app = web.Application(middlewares=[guard(address=health.listen_address, token="")])
             self._health(app)
             await self._listen(app, health.listen_address, health.port, "", "", "", allow_public=True,
                                key="health_check.port")  # fmt: skip
 
     async def stop(self) -> None:
         """Close the listeners and the connections."""
+        if self._api is not None:
+            await self._api.close()
         for runner in self._runners:
             await runner.cleanup()
-
-    def _app(self, address: str, token: str) -> web.Application:
-        return web.Application(middlewares=[guard(address=address, token=token)])  # type: ignore[list-item]  # typed loosely there
 
     def _metrics(self, app: web.Application, path: str) -> None:
         handler = prometheus.handler(lambda: snapshots(self._agent), prometheus_options(self._agent.loaded.config))
@@ -152,11 +120,14 @@ class WebServer:
                 place="web.address",
             )
         context = tls_context(certificate, key_file)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=_IDLE_S, max_field_size=_HEADER_BYTES,
+            lingering_time=1.0,
+        )  # fmt: skip
         await runner.setup()
         self._runners.append(runner)
         try:
-            await web.TCPSite(runner, address, port, ssl_context=context).start()
+            await web.TCPSite(runner, address, port, ssl_context=context, backlog=64).start()
         except OSError as err:
             raise ConfigError(f"cannot listen on {address}:{port}: {err.strerror or err}", place=key) from err
         shown = f"[{address}]" if ":" in address else address
