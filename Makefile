@@ -69,7 +69,7 @@ web: $(if $(wildcard web/package.json),$(WEB_STAMP)) ## build the page
 $(WEB_STAMP): $(WEB_SOURCES)
 	@mkdir -p $(@D)
 	@echo "web: npm ci, npm run build"
-	@cd web && { npm ci --no-audit --no-fund --loglevel=error && npm run --silent build; } \
+	@cd web && export PATH="$(CURDIR)/build/node/bin:$$PATH" && { npm ci --no-audit --no-fund --loglevel=error && npm run --silent build; } \
 		>../build/web.log 2>&1 || { tail -n 40 ../build/web.log >&2; exit 1; }
 	@touch $@
 

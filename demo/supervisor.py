@@ -127,7 +127,12 @@ def parts(run: Path, ports: list[int], *, visitors: bool) -> list[Part]:
 
 def program(name: str) -> str:
     """Where a program is; the administrator's folders are looked into too."""
-    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")
+    folders = (
+        str(HERE.parent / "build/node/bin"),
+        os.environ.get("PATH", os.defpath),
+        "/usr/local/sbin:/usr/sbin:/sbin",
+    )
+    path = shutil.which(name, path=":".join(folders))
     if path is None:
         raise SystemExit(f"demo: {name} is missing; `make demo-setup` installs it")
     return path

