@@ -11,7 +11,8 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,23 +42,60 @@ MakeParser = Callable[[int, int], SegmentParser]
 DimNames = Callable[[int, int], tuple[str, ...]]
 
 
+class _Row(NamedTuple):
+    """One record as plain Python values: a structured row costs as much for one field as this for all."""
+
+    connection: int
+    sequence: int
+    protocol: int
+    role: int
+    direction: int
+    flags: int
+    captured_head: int
+    captured_tail: int
+    tid: int
+    tgid: int
+    mono_ns: int
+    stream_offset: int
+    length: int
+    trace_flags: int
+    parent_source: int
+    head: bytes
+    tail: bytes
+    context: bytes
+    """Trace id and span id, or nothing."""
+    where: tuple[NDArray[Any], int]
+    """Array and index of the record, for what is needed once a connection."""
+
+
+class _Peers(NamedTuple):
+    """The addresses of a connection."""
+
+    local_address: bytes
+    remote_address: bytes
+    local_port: int
+    remote_port: int
+
+
 @dataclass(slots=True)
 class _Connection:
     """What is known of one connection."""
 
+    key: int
+    peers: _Peers
+    pid: int
     parser: SegmentParser | None = None
     protocol: int = 0
     role: int = 0
     broken: bool = False
-    early: list[Any] = field(default_factory=list)
-    facts: Any = None
+    early: list[_Row] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Finished:
     operation: Operation
-    facts: Any
-    role: int
+    connection: _Connection
+    pid: int
 
 
 class Segments:
@@ -116,67 +154,56 @@ class Segments:
                     self._take(connection, connection.parser.expire(now_mono_ns), finished)
         return [self._columns(key, rows, offset_ns) for key, rows in finished.items()]
 
-    def _feed(self, row: Any, finished: dict[tuple[int, int], list[_Finished]]) -> None:
-        key = int(row["connection_id"])
-        connection = self._connections.get(key)
-        flags, protocol = int(row["flags"]), int(row["protocol"])
+    def _feed(self, row: _Row, finished: dict[tuple[int, int], list[_Finished]]) -> None:
+        connection = self._connections.get(row.connection)
+        flags = row.flags
         if connection is None:
             if flags & (_CLOSE | _EOF):
                 return
-            connection = self._connections[key] = _Connection(facts=row)
+            connection = self._connections[row.connection] = _Connection(row.connection, _peers(row), row.tgid)
             if len(self._connections) > self._capacity:
                 _, oldest = self._connections.popitem(last=False)
                 self.dropped["connection_evicted"] += 1
-                self._close(oldest, int(row["mono_ns"]), "", finished)
+                self._close(oldest, row.mono_ns, "", finished)
         else:
-            self._connections.move_to_end(key)
-        if protocol == _PROTOCOL_UNKNOWN and not flags & (_CLOSE | _EOF):
+            self._connections.move_to_end(row.connection)
+        if row.protocol == _PROTOCOL_UNKNOWN and not flags & (_CLOSE | _EOF):
             if len(connection.early) < _EARLY_MAX:
-                connection.early.append(row)
+                connection.early.append(row._replace(where=_NOWHERE))
             else:
                 self.dropped["protocol_unknown"] += 1
             return
-        if connection.parser is None and protocol != _PROTOCOL_UNKNOWN and not connection.broken:
-            connection.protocol, connection.role, connection.facts = protocol, int(row["role"]), row
-            connection.parser = self._make_parser(protocol, connection.role)
+        if connection.parser is None and row.protocol != _PROTOCOL_UNKNOWN and not connection.broken:
+            connection.protocol, connection.role = row.protocol, row.role
+            connection.parser = self._make_parser(row.protocol, row.role)
             early, connection.early = connection.early, []
-            for before in early if protocol != _PROTOCOL_HTTP2 else ():  # whose frames come condensed, once it is known
-                self._parse(connection, before, finished)
+            if row.protocol != _PROTOCOL_HTTP2:  # whose frames come condensed, once it is known
+                for before in early:
+                    self._parse(connection, before, finished)
         if flags & _CLOSE:
-            error = "connection_reset" if flags & _RESET else ""
-            self._close(connection, int(row["mono_ns"]), error, finished)
-            del self._connections[key]
+            self._close(connection, row.mono_ns, "connection_reset" if flags & _RESET else "", finished)
+            del self._connections[row.connection]
         elif not flags & _EOF:
             self._parse(connection, row, finished)
 
-    def _parse(self, connection: _Connection, row: Any, finished: dict[tuple[int, int], list[_Finished]]) -> None:
+    def _parse(self, connection: _Connection, row: _Row, finished: dict[tuple[int, int], list[_Finished]]) -> None:
         if connection.parser is None:
             return
-        flags = int(row["flags"])
-        head, tail = int(row["captured_head"]), int(row["captured_tail"])
-        payload = row["payload"]
-        sent = int(row["direction"]) == _SENT
+        sent = row.direction == _SENT
         segment = Segment(
-            sent=sent,
-            from_client=sent != (connection.role == _SERVER),
-            mono_ns=int(row["mono_ns"]),
-            offset=int(row["stream_offset"]),
-            length=int(row["length"]),
-            head=payload[:head].tobytes(),
-            tail=payload[len(payload) - tail :].tobytes() if tail else b"",
-            readable=not flags & _UNREADABLE,
-            tid=int(row["tid"]),
-            parent_source=int(row["parent_source"]),
-        )
-        if row["span_id"].any():
-            segment.trace_id, segment.span_id = row["trace_id"].tobytes(), row["span_id"].tobytes()
-            segment.trace_flags = int(row["trace_flags"])
+            sent, sent != (connection.role == _SERVER), row.mono_ns, row.stream_offset, row.length, row.head, row.tail,
+            not row.flags & _UNREADABLE, row.tid,
+        )  # fmt: skip
+        segment.parent_source = row.parent_source
+        if row.context:
+            segment.trace_id, segment.span_id = row.context[:16], row.context[16:]
+            segment.trace_flags = row.trace_flags
         try:
             operations = connection.parser.feed(segment)
         except Exception:  # a parser must not raise on bytes; if one does, its connection is given up, not the agent
             self._give_up(connection)
             return
-        connection.facts = row
+        connection.pid = row.tgid
         self._take(connection, operations, finished)
 
     def _give_up(self, connection: _Connection) -> None:
@@ -209,7 +236,7 @@ class Segments:
             self.lost[name] = self.lost.get(name, 0) + lost
         if operations:
             rows = finished.setdefault((connection.protocol, connection.role), [])
-            rows.extend(_Finished(operation, connection.facts, connection.role) for operation in operations)
+            rows.extend(_Finished(operation, connection, connection.pid) for operation in operations)
 
     # ---- columns ----
 
@@ -272,24 +299,24 @@ class Segments:
                         else str(value)
                     )
                     texts.setdefault(attribute, [None] * count)[i] = shown.encode()
-        facts = [row.facts for row in rows]
+        peers = [row.connection.peers for row in rows]
         times[:, :] = np.where(times != 0, times + offset_ns, 0)
         return RequestBatch(
             protocol=np.full(count, protocol, np.uint8),
             kind=kind,
-            pid=np.array([f["tgid"] for f in facts], np.int32),
+            pid=np.array([row.pid for row in rows], np.int32),
             tid=tids,
-            connection=np.array([f["connection_id"] for f in facts], np.uint64),
+            connection=np.array([row.connection.key for row in rows], np.uint64),
             start_unix_ns=times[0],
             request_end_unix_ns=times[1],
             response_start_unix_ns=times[2],
             end_unix_ns=times[3],
             request_bytes=sizes[0],
             response_bytes=sizes[1],
-            local_address=np.array([f["local_address"] for f in facts], np.uint8),
-            remote_address=np.array([f["remote_address"] for f in facts], np.uint8),
-            local_port=np.array([f["local_port"] for f in facts], np.uint16),
-            remote_port=np.array([f["remote_port"] for f in facts], np.uint16),
+            local_address=_addresses([p.local_address for p in peers]),
+            remote_address=_addresses([p.remote_address for p in peers]),
+            local_port=np.array([p.local_port for p in peers], np.uint16),
+            remote_port=np.array([p.remote_port for p in peers], np.uint16),
             trace_id=trace_ids,
             span_id=span_ids,
             parent_span_id=parents,
@@ -307,16 +334,40 @@ class Segments:
         )
 
 
-def _in_order(parts: Sequence[NDArray[Any]]) -> list[Any]:
+_NOWHERE: Final[tuple[NDArray[Any], int]] = (np.empty(0, np.uint8), 0)
+_COLUMNS: Final = (
+    "connection_id", "sequence", "protocol", "role", "direction", "flags", "captured_head", "captured_tail", "tid",
+    "tgid", "mono_ns", "stream_offset", "length", "trace_flags", "parent_source",
+)  # fmt: skip
+
+
+def _peers(row: _Row) -> _Peers:
+    part, i = row.where
+    record = part[i]
+    return _Peers(
+        record["local_address"].tobytes(), record["remote_address"].tobytes(), int(record["local_port"]),
+        int(record["remote_port"]),
+    )  # fmt: skip
+
+
+def _addresses(addresses: list[bytes]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(addresses), np.uint8).reshape(-1, 16)
+
+
+def _in_order(parts: Sequence[NDArray[Any]]) -> list[_Row]:
     """The records of all rings, those of one connection in the order in which the kernel made them."""
-    if not parts:
-        return []
-    if len(parts) == 1:
-        connections, sequences = parts[0]["connection_id"], parts[0]["sequence"]
-        if len(connections) < 2:
-            return list(parts[0])
-    else:
-        connections = np.concatenate([part["connection_id"] for part in parts])
-        sequences = np.concatenate([part["sequence"] for part in parts])
-    rows = [row for part in parts for row in part]
-    return [rows[i] for i in np.lexsort((sequences, connections))]
+    rows: list[_Row] = []
+    for part in parts:
+        width = part.dtype["payload"].shape[0]
+        payload = part["payload"].tobytes()
+        has_context: list[bool] = np.any(part["span_id"], axis=1).tolist()
+        for i, values in enumerate(zip(*(part[name].tolist() for name in _COLUMNS), strict=True)):
+            start, head, tail = i * width, values[6], values[7]
+            context = part["trace_id"][i].tobytes() + part["span_id"][i].tobytes() if has_context[i] else b""
+            last = payload[start + width - tail : start + width] if tail else b""
+            rows.append(_Row._make((*values, payload[start : start + head], last, context, (part, i))))
+    rows.sort(key=_ORDER)
+    return rows
+
+
+_ORDER: Final = itemgetter(0, 1)
