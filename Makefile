@@ -10,9 +10,11 @@ CLANG ?= clang
 BPF_ARCH ?= $(ARCH)
 BPF_OUT := build/bpf/$(BPF_ARCH)
 BPF_SOURCES := $(wildcard bpf/*.bpf.c)
-BPF_HEADERS := $(wildcard bpf/*.h bpf/lib/*.h bpf/protocols/*.h)
-BPF_PARTS := $(BPF_SOURCES:bpf/%.bpf.c=$(BPF_OUT)/%.part.o)
+BPF_HEADERS := $(wildcard bpf/*.h bpf/lib/*.h bpf/protocols/*.h bpf/hooks/*.h)
+BPF_PARTS := $(patsubst bpf/%.bpf.c,$(BPF_OUT)/%.part.o,$(filter-out bpf/calibrate.bpf.c,$(BPF_SOURCES)))
 BPF_OBJECT := src/onlooker/kernel/onlooker-$(BPF_ARCH).bpf.o
+BPF_OLD_PARTS := $(BPF_SOURCES:bpf/%.bpf.c=$(BPF_OUT)/%.old.o)
+BPF_OLD_OBJECT := src/onlooker/kernel/onlooker-$(BPF_ARCH)-old.bpf.o
 # v2: what the oldest kernel's verifier takes (v3 brings 32-bit jumps and atomics that 5.10 lacks).
 BPF_FLAGS := -O2 -g -target bpf -mcpu=v2 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Wextra -Werror \
 	-Wno-unused-parameter -Wno-missing-field-initializers -Wno-sign-compare -Ibpf
@@ -41,19 +43,25 @@ run: $(if $(ARGS),setup,demo-setup) ## the live table on the demo shop; ARGS="--
 	@$(AS_ROOT) $(VENV)/bin/onlooker run $(if $(ARGS),$(ARGS),$(RUN_ARGS) -- $(PY) demo/supervisor.py)
 
 clean: ## remove what was built, not what was installed
-	rm -rf build dist $(BPF_OBJECT)
+	rm -rf build dist $(BPF_OBJECT) $(BPF_OLD_OBJECT)
 
 # ---- the kernel side ----
 
 .PHONY: bpf
-bpf: $(BPF_OBJECT) ## build the BPF object of this machine
+bpf: $(BPF_OBJECT) $(BPF_OLD_OBJECT) ## build the BPF objects of this machine
 
 $(BPF_OUT)/%.part.o: bpf/%.bpf.c $(BPF_HEADERS)
 	@mkdir -p $(@D)
 	$(CLANG) $(BPF_FLAGS) -c $< -o $@
 
-# One object for all kernels: the parts are linked, so that they share maps and globals.
+$(BPF_OUT)/%.old.o: bpf/%.bpf.c $(BPF_HEADERS)
+	@mkdir -p $(@D)
+	$(CLANG) $(BPF_FLAGS) -DONLOOKER_OLD_KERNEL -c $< -o $@
+
+# Two objects of the same sources, see docs/decisions/0320: the parts of each are linked, so that they share maps and globals.
 $(BPF_OBJECT): $(BPF_PARTS)
+$(BPF_OLD_OBJECT): $(BPF_OLD_PARTS)
+$(BPF_OBJECT) $(BPF_OLD_OBJECT):
 	@mkdir -p $(@D)
 	PATH=$$PATH:/usr/sbin bpftool gen object $@ $^
 	llvm-strip -g $@ 2>/dev/null || $$(ls -d /usr/lib/llvm-*/bin | tail -1)/llvm-strip -g $@
@@ -81,8 +89,10 @@ generate: setup ## records, semantic conventions and reference tables, from what
 	$(PY) scripts/gen_semconv.py
 	$(PY) scripts/gen_reference.py
 
-golden: setup ## write the golden files anew; read the difference before it is committed
-	$(PYTEST) tests/golden -q --golden-write
+golden: test-setup ## record the golden captures anew; read the difference before it is committed
+	cd tests && for recorder in golden/record_*.py golden/*/record.py; do \
+		module=$${recorder%.py}; PYTHONPATH=../src ../$(PY) -m "$${module//\//.}" || exit 1; \
+	done
 
 # ---- tests ----
 

@@ -10,6 +10,15 @@ static void submitted(const void *record)
 		PROMISED(((const struct http_text_record *)record)->text_length <= TEXT_RECORD_SIZE);
 		return;
 	}
+	if (r->kind == RECORD_SEGMENT || r->kind == RECORD_SEGMENT_LONG) {
+		const struct segment_record *s = record;
+
+		PROMISED(s->captured_head + s->captured_tail <= s->length);
+		PROMISED(s->captured_head + s->captured_tail <=
+			 (s->kind == RECORD_SEGMENT ? sizeof(s->payload) :
+						      sizeof(((struct segment_long_record *)0)->payload)));
+		return;
+	}
 	PROMISED(r->kind == RECORD_HTTP || r->kind == RECORD_HTTP_LONG);
 	PROMISED(r->text_length <= (r->kind == RECORD_HTTP ? HTTP_TEXT_SIZE : HTTP_LONG_TEXT_SIZE));
 	PROMISED(r->status == 0 || (r->status >= 100 && r->status <= 999));
@@ -18,20 +27,17 @@ static void submitted(const void *record)
 
 int LLVMFuzzerTestOneInput(const __u8 *data, size_t size)
 {
-	static struct connection c;
-	size_t at = 1;
+	size_t at = 0;
 
-	if (size < 4)
-		return 0;
-	connection_begin(&c, data[0] & 1);
+	connection_begin();
 	while (at + 2 <= size) {
 		const __u8 control = data[at];
 		size_t length = data[at + 1] * (control & 4 ? 16 : 1);
 
 		at += 2;
 		if ((control & 0xf8) == 0xf8) {
-			connection_end(&c, control & 3);
-			connection_begin(&c, control >> 2 & 1);
+			connection_end(control & 1 ? ECONNRESET : control & 2 ? ETIMEDOUT : 0);
+			connection_begin();
 			continue;
 		}
 		if (length > size - at)
@@ -40,11 +46,11 @@ int LLVMFuzzerTestOneInput(const __u8 *data, size_t size)
 			__u8 *bytes = malloc(length);
 
 			memcpy(bytes, data + at, length);
-			transfer(&c, control & 1, bytes, (__u32)length);
+			transfer(control & 1, bytes, (__u32)length);
 			free(bytes);
 		}
 		at += length;
 	}
-	connection_end(&c, REQUEST_LOCAL_CLOSED);
+	connection_end(0);
 	return 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The kernel's side of the helpers that bpf/lib/exchange.h calls, for a program of the host: one connection, one task,
- * no trace context but that of headers.  "User memory" is this program's own; reading behind it is a finding.
+ * The kernel's side of bpf/socket.bpf.c as a program of the host: one connection, one watched process, one call at a
+ * time.  "User memory" is this program's own; reading behind it is a finding.
  */
 #pragma once
 
@@ -10,21 +10,11 @@
 #include <string.h>
 
 #undef NULL
-#undef __always_inline
 #if defined(__x86_64__)
 #define __TARGET_ARCH_x86
 #else
 #define __TARGET_ARCH_arm64
 #endif
-
-#include "../../../bpf/lib/kernel_types.h"
-
-#define SEC(name)
-#define __uint(name, value) int(*name)[value]
-#define __type(name, value) typeof(value) *name
-#define __noinline __attribute__((noinline))
-#define __always_inline inline __attribute__((always_inline))
-#define BPF_CORE_READ(source, member) ((void)(source), 0)
 #define PROMISED(condition)                                                                        \
 	do {                                                                                       \
 		if (!(condition)) {                                                                \
@@ -33,108 +23,75 @@
 		}                                                                                  \
 	} while (0)
 
-static __u64 clock_ns = 1000;
-static unsigned char ring_record[4096];
-static unsigned long loss_counts[64];
-static void *looked_up(void *map, const void *key);
-static void submitted(const void *record);
+#include "../../../bpf/socket.bpf.c"
 
-#define bpf_map_lookup_elem(map, key) looked_up((void *)(map), key)
-#define bpf_map_update_elem(map, key, value, flags) ((void)(map), (void)(key), (void)(value), 0)
-#define bpf_map_delete_elem(map, key) ((void)(map), (void)(key), 0)
-#define bpf_sk_storage_get(map, sk, value, flags) ((void)(map), (void)(sk), NULL)
-#define bpf_task_storage_get(map, task, value, flags) ((void)(map), NULL)
-#define bpf_get_current_task_btf() NULL
-#define bpf_task_pt_regs(task) NULL
-#define bpf_get_current_pid_tgid() ((7ULL << 32) | 8)
-#define bpf_get_smp_processor_id() 0
-#define bpf_get_prandom_u32() 1
-#define bpf_ktime_get_ns() clock_ns
-#define bpf_probe_read_kernel(to, n, from) (memcpy(to, from, n), 0)
-#define bpf_probe_read_user(to, n, from) (memcpy(to, from, n), 0)
-/* A record is written in full, or something of the ring's past would leave with it. */
-#define bpf_ringbuf_reserve(ring, size, flags) ((void)(ring), memset(ring_record, 0xa5, size), (void *)ring_record)
-#define bpf_ringbuf_submit(record, flags) submitted(record)
-#define bpf_ringbuf_discard(record, flags) ((void)(record))
-#define bpf_ringbuf_query(ring, flags) 0UL
-
-#include "../../../bpf/records.h"
-#include "../../../bpf/settings.h"
-#include "../../../bpf/lib/share.h"
-#include "../../../bpf/lib/losses.h"
-#include "../../../bpf/lib/rings.h"
-#include "../../../bpf/lib/core_compat.h"
-#include "../../../bpf/lib/pid_filter.h"
-#include "../../../bpf/protocols/http1.h"
-#include "../../../bpf/lib/source.h"
-#include "../../../bpf/lib/connection.h"
-#include "../../../bpf/lib/context.h"
-#include "../../../bpf/lib/exchange.h"
-
-const volatile __u64 secret = 1;
-const volatile __u32 wakeup_bytes = ~0U;
 __u8 process_flags[PID_LIMIT];
 
 static struct work host_works[WORKS];
+static struct connection host_connection;
+static bool connection_exists;
+static struct sock host_socket;
+static __u64 host_losses[LOSS_REASONS];
 
 static void *looked_up(void *map, const void *key)
 {
+	const __u32 index = *(const __u32 *)key;
+
 	if (map == &works)
-		return &host_works[*(const __u32 *)key];
-	if (map == &losses) {
-		loss_counts[*(const __u32 *)key]++;
-		return NULL;
-	}
+		return &host_works[index];
+	if (map == &losses)
+		return &host_losses[index];
 	return NULL;
 }
 
-/* One transfer, as core.h hands it on once the connection is known to speak HTTP/1. */
-static void transfer(struct connection *c, __u32 direction, const __u8 *bytes, __u32 length)
+static void *stored(void *map, __u64 flags)
 {
-	struct stream *s = &c->streams[direction];
-	struct work *w = &host_works[direction];
-
-	clock_ns += 1000;
-	w->emit = EMIT_NONE;
-	w->head_of = 0;
-	w->source.iov[0].base = (__u64)bytes;
-	w->source.iov[0].length = length;
-	w->source.iov_count = 1;
-	w->source.length = length;
-	w->source.offset = 0;
-	w->now_mono_ns = clock_ns;
-	s->bytes += length;
-	s->last_mono_ns = clock_ns;
-	if (c->protocol != PROTOCOL_HTTP1)
-		return;
-	for (int i = 0; i < STEPS_MAX; i++) {
-		__u32 before = w->source.offset;
-		int again = http1_step(c, w, direction);
-
-		PROMISED(w->source.offset >= before && w->source.offset <= length);
-		PROMISED(s->carry_length <= CARRY_SIZE);
-		if (w->head_of)
-			request_context(c, w, direction);
-		if (w->emit)
-			emit(c, w);
-		PROMISED((__s32)(c->requests - c->responses) >= 0);
-		if (!again)
-			return;
+	if (map != &connections)
+		return NULL;
+	if (!connection_exists && flags) {
+		memset(&host_connection, 0, sizeof(host_connection));
+		connection_exists = true;
 	}
-	count_loss(LOSS_STEPS);
+	return connection_exists ? &host_connection : NULL;
 }
 
-static void connection_begin(struct connection *c, __u32 request_direction)
+static void connection_begin(void)
 {
-	memset(c, 0, sizeof(*c));
-	c->id = 42;
-	c->family = AF_INET;
-	c->protocol = PROTOCOL_HTTP1;
-	c->request_direction = request_direction;
+	process_flags[7] = PROCESS_WATCHED;
+	connection_exists = false;
+	memset(&host_socket, 0, sizeof(host_socket));
+	host_socket.__sk_common.skc_family = AF_INET;
+	host_socket.__sk_common.skc_num = 8080;
+	host_socket.sk_type = SOCK_STREAM;
+	clock_ns = 1000;
 }
 
-static void connection_end(struct connection *c, __u8 error)
+/* read() or write() of that many bytes. */
+static void transfer(__u32 direction, const __u8 *bytes, __u32 length)
 {
 	clock_ns += 1000;
-	abandon(c, &host_works[WORK_STATE], clock_ns, error);
+	memset(&registers, 0, sizeof(registers));
+#if defined(__TARGET_ARCH_x86)
+	registers.cs = USER_CS;
+	registers.orig_ax = direction == DIRECTION_SEND ? NR_write : NR_read;
+	registers.si = (unsigned long)bytes;
+	registers.dx = length;
+#else
+	registers.syscallno = direction == DIRECTION_SEND ? NR_write : NR_read;
+	registers.regs[1] = (unsigned long)bytes;
+	registers.regs[2] = length;
+#endif
+	on_bytes(&host_socket, direction, (int)length, 0);
+	PROMISED(!connection_exists || (__s32)(host_connection.requests - host_connection.responses) >= 0);
+	for (int i = 0; i < 2; i++)
+		PROMISED(host_connection.streams[i].carry_length <= CARRY_SIZE);
+}
+
+/* The socket is closed, or found to be broken (err). */
+static void connection_end(int err)
+{
+	clock_ns += 1000;
+	host_socket.sk_err = err;
+	tp_sock_state(&host_socket, TCP_ESTABLISHED, TCP_CLOSE);
+	connection_exists = false;
 }
