@@ -1,0 +1,114 @@
+/** Charts over time, by uPlot, in the colours of the theme. */
+
+import type { JSX } from "preact";
+import { useEffect, useRef } from "preact/hooks";
+import uPlot from "uplot";
+import "uplot/dist/uPlot.min.css";
+import type { Curve } from "./api";
+import { clock } from "./format";
+import { useLive, useWidth } from "./hooks";
+
+export interface Line {
+  name: string;
+  values: Curve;
+  /** Name of a colour of the style sheet. */
+  color: string;
+}
+
+const sync = uPlot.sync("time");
+
+export function color(name: string): string {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+function stacked(lines: Line[]): Curve[] {
+  const out: Curve[] = [];
+  for (const line of lines) {
+    const below = out.at(-1);
+    out.push(line.values.map((v, i) => (v === null ? null : v + (below?.[i] ?? 0))));
+  }
+  return out;
+}
+
+export function Chart(props: {
+  label: string;
+  start: number;
+  step: number;
+  lines: Line[];
+  format: (value: number) => string;
+  stack?: boolean;
+  height?: number;
+}): JSX.Element {
+  const [box, width] = useWidth<HTMLDivElement>();
+  const plot = useRef<uPlot | null>(null);
+  const { theme } = useLive();
+  const { lines, start, step, format, stack } = props;
+  const height = props.height ?? 180;
+  // a legend entry that comes or goes needs another plot, new values do not
+  const shape = `${lines.map((l) => l.name).join("\u0001")}|${theme}`;
+  const shown = useRef(lines);
+  shown.current = lines;
+
+  const data = (): uPlot.AlignedData => {
+    const now = shown.current;
+    const x = now[0]?.values.map((_, i) => start + i * step) ?? [];
+    // stacked areas are drawn from the top down, so that each hides what is below it
+    const ys = stack ? stacked(now).reverse() : now.map((l) => l.values);
+    return [x, ...ys] as uPlot.AlignedData;
+  };
+
+  useEffect(() => {
+    if (!box.current || !width || !lines.length) return;
+    const order = stack ? [...lines].reverse() : lines;
+    const text = color("muted");
+    const grid = color("grid");
+    const axis = { stroke: text, grid: { stroke: grid, width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+    const made = new uPlot(
+      {
+        width,
+        height,
+        padding: [8, 8, 0, 0],
+        cursor: { sync: { key: sync.key }, points: { size: 6 }, drag: { x: false, y: false } },
+        legend: { live: true },
+        scales: { x: { time: true }, y: { range: (_u, _min, max) => [0, max > 0 ? max * 1.12 : 1] } },
+        axes: [
+          { ...axis, grid: { show: false }, space: 64, values: (_u, ticks) => ticks.map((t) => clock(t * 1000).slice(0, 5)) },
+          { ...axis, size: 62, space: 36, values: (_u, ticks) => ticks.map((t) => (t === 0 ? "0" : format(t))) },
+        ],
+        series: [
+          { label: "time", value: (_u, t) => (t ? clock(t * 1000) : "–") },
+          ...order.map((line) => ({
+            label: line.name,
+            stroke: color(line.color),
+            fill: stack ? color(`${line.color}-soft`) : undefined,
+            width: 1.6,
+            points: { show: false },
+            spanGaps: false,
+            value: (_u: uPlot, v: number | null, _s: number, i: number | null): string => {
+              if (v === null || i === null) return "–";
+              const own = stack ? shown.current.find((l) => l.name === line.name)?.values[i] : v;
+              return own === null || own === undefined ? "–" : format(own);
+            },
+          })),
+        ],
+      },
+      data(),
+      box.current,
+    );
+    plot.current = made;
+    return () => {
+      plot.current = null;
+      made.destroy();
+    };
+  }, [shape, width > 0]);
+
+  useEffect(() => {
+    plot.current?.setData(data());
+  }, [lines, start, step]);
+  useEffect(() => {
+    if (width) plot.current?.setSize({ width, height });
+  }, [width, height]);
+
+  const last = lines.map((l) => `${l.name} ${format(l.values.at(-1) ?? 0)}`).join(", ");
+  return <div class="chart" ref={box} role="img" aria-label={`${props.label}; now: ${last}`} />;
+}
