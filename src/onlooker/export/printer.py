@@ -123,6 +123,8 @@ class _View:
             "service": service.name if service else "",
             "namespace": service.namespace if service else "",
             "language": service.language if service else "",
+            "pid": int(batch.pid[i]),
+            "tid": int(batch.tid[i]),
             "local": _address(batch.local_address[i], int(batch.local_port[i])),
             "remote": _address(batch.remote_address[i], int(batch.remote_port[i])),
             "request_bytes": _known(int(batch.request_bytes[i])),

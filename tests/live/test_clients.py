@@ -1,0 +1,39 @@
+"""Real clients: exactly the requests that they made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support import truth, zoo
+from support.agent import Agent
+
+pytestmark = pytest.mark.live
+
+REQUESTS = 1000
+
+
+@pytest.fixture(scope="module")
+def server(place: object) -> Iterator[zoo.Server]:
+    with zoo.server("c-threads") as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [(spec.name, mode) for spec in zoo.CLIENTS.values() for mode in spec.modes]
+)
+def test_a_client_is_seen_as_it_is(onlooker: Agent, server: zoo.Server, name: str, mode: str) -> None:
+    plan = truth.plan(len(name), REQUESTS, pages=server.spec.pages, run=f"{mode}-{name}")
+    with zoo.client(name, server.port, plan, keep_alive=mode == "keepalive") as client:
+        onlooker.wait_watched([*server.tree(), client.pid])
+        made = client.run()
+    assert zoo.wrong_answers(plan, made, echoes=True) == []
+    spans = onlooker.spans(expected=2 * REQUESTS)
+    for kind in ("client", "server"):
+        # a library's clock counts its own work: only the counts, the contents and the order of the times are judged
+        report = truth.compare(made, truth.select(spans, kind=kind), same_clock=True)
+        print(f"{name} {mode}, {kind}: {report}")
+        report.check(min_share=0)
+        longer = [f"{true} {span}" for true, span in report.late if span["duration_ns"] > true.duration_ns]
+        assert len(longer) <= REQUESTS // 100, longer[:3]
