@@ -55,7 +55,8 @@ BATCH_ROWS: Final = 3000
 """Records that a round of draining should find: enough to spread numpy's fixed cost, little enough to stay in cache."""
 
 INTERVAL_MIN_S: Final = 0.005
-INTERVAL_MAX_S: Final = 0.5
+INTERVAL_MAX_S: Final = 1.0
+"""A round costs about as much as 500 requests; a burst meanwhile wakes the reader, see `capture`."""
 
 Sink = Callable[[RequestBatch], None]
 
@@ -143,6 +144,7 @@ class Agent:
         self.interval_s = 0.02
         self.rounds = 0
         self._gate: int | None = None
+        self._wake_main: Callable[[], object] = lambda: None
 
     # ---- start ----
 
@@ -261,6 +263,7 @@ class Agent:
             log.exception("capture failed")
             self.failure = err
             self._stop.set()
+            self._wake_main()
 
     def round(self) -> None:
         """Drain once, and set the time until the next round by what was found."""
@@ -280,6 +283,7 @@ class Agent:
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ended.set)
+        self._wake_main = lambda: loop.call_soon_threadsafe(ended.set)
         web = WebServer(self, self.store)
         await web.start()
         self.live_view.endpoints = web.endpoints
@@ -313,8 +317,12 @@ class Agent:
             if self.child is not None and self.child.poll() is not None:
                 await asyncio.sleep(0.7)  # its last records are still under way
                 return
+            # nothing to do between two exports: a host without traffic is not woken for it
+            due_s = max(next_export - time.monotonic(), 0.0) if self.metrics is not None else None
+            if self.child is not None:
+                due_s = 0.25 if due_s is None else min(due_s, 0.25)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), 0.25 if self.child is not None else 0.5)
+                await asyncio.wait_for(ended.wait(), due_s)
             if self.metrics is not None and time.monotonic() >= next_export:
                 next_export += interval_s
                 await asyncio.to_thread(self.export_metrics)
