@@ -11,7 +11,9 @@
 #include "lib/rings.h"
 #include "lib/pid_filter.h"
 
+#ifndef ONLOOKER_OLD_KERNEL
 __u8 process_flags[PID_LIMIT];
+#endif
 
 static __always_inline struct process_record *begin_record(__u8 event, struct task_struct *task)
 {
@@ -38,6 +40,21 @@ static __always_inline void end_record(struct process_record *record)
 	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP);
 }
 
+/* A process moves TLS over a socket: user space looks for the library.  Once for each program that it runs. */
+__noinline int tell_tls(__u32 tgid)
+{
+	struct process_record *record;
+	__u8 flags = flags_of(tgid);
+
+	if (flags & (PROCESS_TLS | PROCESS_TLS_TOLD))
+		return 0;
+	set_flags(tgid, flags | PROCESS_TLS_TOLD);
+	record = begin_record(PROCESS_SPEAKS_TLS, (struct task_struct *)bpf_get_current_task());
+	if (record)
+		end_record(record);
+	return 0;
+}
+
 /* A child of a watched process is watched from its first instruction. */
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(tp_fork, struct task_struct *parent, struct task_struct *child)
@@ -48,7 +65,7 @@ int BPF_PROG(tp_fork, struct task_struct *parent, struct task_struct *child)
 
 	if (from == to || !(flags & PROCESS_WATCHED)) /* a thread, or nobody's business */
 		return 0;
-	process_flags[to & (PID_LIMIT - 1)] = flags;
+	set_flags(to, flags);
 	record = begin_record(PROCESS_FORK, child);
 	if (record)
 		end_record(record);
@@ -58,8 +75,14 @@ int BPF_PROG(tp_fork, struct task_struct *parent, struct task_struct *child)
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(tp_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
-	struct process_record *record = begin_record(PROCESS_EXEC, task);
+	__u32 tgid = BPF_CORE_READ(task, tgid);
+	struct process_record *record;
+	__u8 flags = flags_of(tgid);
 
+	/* the probes went with the old program */
+	if (flags & (PROCESS_TLS | PROCESS_TLS_TOLD))
+		set_flags(tgid, flags & ~(PROCESS_TLS | PROCESS_TLS_TOLD));
+	record = begin_record(PROCESS_EXEC, task);
 	if (record)
 		end_record(record);
 	return 0;

@@ -51,6 +51,7 @@ enum process_event {
 	PROCESS_EXEC = 2,   /* any process of the host runs a new program */
 	PROCESS_EXIT = 3,   /* the last thread of a watched process is gone */
 	PROCESS_LISTEN = 4, /* any process of the host began to listen on a TCP port */
+	PROCESS_SPEAKS_TLS = 5, /* a watched process without probes on TLS libraries opened a TLS connection */
 };
 VALUES(process_event);
 
@@ -261,6 +262,7 @@ enum loss_reason {
 	LOSS_FRAMING = 6,		/* a message that does not follow its protocol */
 	LOSS_STEPS = 7,			/* more messages in one call than are walked */
 	LOSS_BYTES_UNSEEN = 8,		/* bytes moved past the hooks where a message head was due */
-	LOSS_REASONS = 9,
+	LOSS_PREEMPTED = 9,		/* a program was interrupted by one that wanted the same memory */
+	LOSS_REASONS = 10,
 };
 VALUES(loss_reason);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Bytes over sockets, by the tracepoints that fire after each send and receive (6.3 and newer). */
+/* Bytes over sockets: one core, and the hooks that can call it.  User space loads one set of them; see docs/decisions/0320. */
 #include "lib/kernel_types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
@@ -15,48 +15,68 @@
 #include "protocols/http2.h"
 #include "lib/source.h"
 #include "lib/connection.h"
+#include "lib/subprogram.h"
 #include "lib/context.h"
 #include "lib/exchange.h"
 #include "protocols/classify.h"
 #include "lib/segment.h"
+#ifndef ONLOOKER_OLD_KERNEL
+#include "lib/tls.h"
+#endif
 #include "lib/core.h"
 
 const volatile __u64 secret = 0;
 const volatile __u32 wakeup_bytes = RING_256_SIZE / 4;
 
-SEC("tp_btf/sock_send_length")
-int BPF_PROG(tp_sock_send, struct sock *sk, int result, int flags)
-{
-	return on_bytes(sk, DIRECTION_SEND, result, flags);
-}
-
-SEC("tp_btf/sock_recv_length")
-int BPF_PROG(tp_sock_recv, struct sock *sk, int result, int flags)
-{
-	return on_bytes(sk, DIRECTION_RECEIVE, result, flags);
-}
+#ifndef ONLOOKER_OLD_KERNEL
+#include "hooks/tracepoint.h"
+#endif
+#include "hooks/fexit.h"
+#ifdef ONLOOKER_OLD_KERNEL
+#include "hooks/kprobe.h"
+#include "hooks/raw_syscalls.h"
+#endif
 
 /* The end of a connection: what is still open on it will not be answered. */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tp_sock_state, struct sock *sk, int oldstate, int newstate)
 {
 	struct connection *c;
+	bool is_tls = false;
 	struct work *w;
 	__u8 error;
 
+	if (newstate == TCP_SYN_SENT) { /* in connect(), by the caller */
+		if (flags_of(bpf_get_current_pid_tgid() >> 32) & PROCESS_WATCHED) {
+			c = connection_make(sk);
+			if (c)
+				c->connected = 1;
+		}
+		return 0;
+	}
 	if (newstate != TCP_CLOSE && newstate != TCP_FIN_WAIT1 && newstate != TCP_LAST_ACK)
 		return 0;
 	c = connection_of(sk);
 	if (!c)
 		return 0;
+#ifndef ONLOOKER_OLD_KERNEL
+	if (c->protocol == PROTOCOL_TLS) {
+		struct tls_session *session = tls_session_below(sk);
+
+		if (!session)
+			return 0;
+		is_tls = true;
+		c = &session->c; /* what ends is what was said above */
+	}
+#endif
 	if (c->protocol != PROTOCOL_HTTP1) {
 		if (newstate == TCP_CLOSE && c->segments && c->protocol != PROTOCOL_OTHER)
 			emit_segment_end(c, DIRECTION_SEND,
 					 sk->sk_err ? SEGMENT_CLOSE | SEGMENT_RESET : SEGMENT_CLOSE);
-		return 0;
+		goto out;
 	}
 	if (c->requests == c->responses)
-		return 0;
+		goto out;
 	if (newstate != TCP_CLOSE && c->request_direction == DIRECTION_SEND)
 		return 0; /* a client may close its half and still be answered */
 	error = c->error;
@@ -71,7 +91,53 @@ int BPF_PROG(tp_sock_state, struct sock *sk, int oldstate, int newstate)
 	w = work_of(WORK_STATE);
 	if (w)
 		abandon(c, w, bpf_ktime_get_ns(), error);
+out:
+	if (newstate == TCP_CLOSE) {
+		if (is_tls)
+			tls_forget_socket(sk);
+		connection_forget(sk);
+	}
 	return 0;
 }
+
+#ifndef ONLOOKER_OLD_KERNEL
+/* Plaintext of a TLS session, at w->source: what on_bytes is to the bytes of a plain socket. */
+__noinline int tls_take(struct connection *c, struct work *w, __u32 direction)
+{
+	struct stream *s;
+
+	if (!c || !w)
+		return 0;
+	direction &= 1;
+	w->emit = EMIT_NONE;
+	w->head_of = 0;
+	w->datagram = 0;
+	w->now_mono_ns = bpf_ktime_get_ns();
+	s = &c->streams[direction];
+	s->bytes += w->source.length;
+	s->last_mono_ns = w->now_mono_ns;
+	if (c->protocol == PROTOCOL_UNKNOWN && !classify(c, NULL, w, direction, w->now_mono_ns))
+		return 0;
+	if (c->protocol == PROTOCOL_HTTP1)
+		follow(c, NULL, w, direction);
+	else if (c->protocol == PROTOCOL_HTTP2)
+		follow_http2(c, w, direction);
+	else if (c->protocol != PROTOCOL_OTHER)
+		emit_segment(c, w, direction);
+	return 0;
+}
+
+/* The session is over before its socket is. */
+__noinline int tls_end(struct connection *c, struct work *w, __u32 error)
+{
+	if (!c || !w)
+		return 0;
+	if (c->protocol == PROTOCOL_HTTP1)
+		abandon(c, w, bpf_ktime_get_ns(), error);
+	else if (c->segments && c->protocol != PROTOCOL_OTHER)
+		emit_segment_end(c, DIRECTION_SEND, error == REQUEST_RESET ? SEGMENT_CLOSE | SEGMENT_RESET : SEGMENT_CLOSE);
+	return 0;
+}
+#endif
 
 char _license[] SEC("license") = "Dual BSD/GPL";

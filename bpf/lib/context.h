@@ -15,15 +15,58 @@ struct thread {
 	__u64 message_vector;	/* sendmmsg, recvmmsg: the vector of the call that is under way */
 	__u32 message_index;
 	__u8 handed_out;	/* the context became somebody's parent: it must not change any more */
-	__u8 pad[3];
+	__u8 tls_handshake;	/* the call on tls_session moves no plaintext */
+	__u8 pad[2];
+	__u64 tls_session;	/* of a TLS library, whose call this thread is in; 0: in none */
+	__u64 tls_buffer;	/* arguments of that call */
+	__u64 tls_length;
+	__u64 tls_moved_at;
+	__u64 tls_socket;	/* with TLS, from which the thread has just received outside of such calls */
+#ifdef ONLOOKER_OLD_KERNEL
+	__u64 start_boot_ns;	/* tells a thread from a later one with the same id */
+#endif
 };
 
+#ifdef ONLOOKER_OLD_KERNEL
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, THREADS_MAX);
+	__type(key, __u64);
+	__type(value, struct thread);
+} threads SHARED_MAP;
+
+static struct thread blank_thread; /* stays zero */
+
+static __always_inline struct thread *current_thread(bool make)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	__u64 key = bpf_get_current_pid_tgid(), started = BPF_CORE_READ(task, start_boottime);
+	struct thread *thread = bpf_map_lookup_elem(&threads, &key);
+
+	if (thread && thread->start_boot_ns == started)
+		return thread;
+	if (!make)
+		return NULL;
+	bpf_map_update_elem(&threads, &key, &blank_thread, BPF_ANY);
+	thread = bpf_map_lookup_elem(&threads, &key);
+	if (thread)
+		thread->start_boot_ns = started;
+	return thread;
+}
+#else
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct thread);
 } threads SHARED_MAP;
+
+static __always_inline struct thread *current_thread(bool make)
+{
+	return bpf_task_storage_get(&threads, bpf_get_current_task_btf(), NULL,
+				    make ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
+}
+#endif
 
 /*
  * The open server requests of a process whose threads are no certain context.  The sums make the
@@ -89,12 +132,6 @@ static __always_inline __u64 random_id(void)
 	return id ? id : 1; /* all zero means none */
 }
 
-static __always_inline struct thread *current_thread(bool make)
-{
-	return bpf_task_storage_get(&threads, bpf_get_current_task_btf(), NULL,
-				    make ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
-}
-
 static __always_inline __u32 next_message(struct thread *thread, __u64 vector, __u32 count)
 {
 	__u32 index = 0;
@@ -127,10 +164,11 @@ static __always_inline __u64 peer_key(const struct connection *c, __u64 server_s
 static __always_inline void resolve(struct context *context)
 {
 	struct client_context *client;
+	__u64 key = context->peer_key; /* on the stack: 6.1 takes keys from nowhere else */
 
-	if (context->source != PARENT_NONE || !context->peer_key)
+	if (context->source != PARENT_NONE || !key)
 		return;
-	client = bpf_map_lookup_elem(&client_contexts, &context->peer_key);
+	client = bpf_map_lookup_elem(&client_contexts, &key);
 	if (!client || client->stamp != context->peer_stamp)
 		return;
 	if (bpf_ktime_get_ns() - client->mono_ns > CLIENT_CONTEXT_AGE_NS)
@@ -203,13 +241,14 @@ static __always_inline void context_enter(struct connection *c, struct exchange 
 	}
 	x->counted = 1;
 	if (flags_of(x->tgid) & PROCESS_THREAD_UNCERTAIN) {
-		struct process *p = bpf_map_lookup_elem(&processes, &x->tgid);
+		__u32 tgid = x->tgid;
+		struct process *p = bpf_map_lookup_elem(&processes, &tgid);
 
 		if (!p) {
 			struct process fresh = {};
 
-			bpf_map_update_elem(&processes, &x->tgid, &fresh, BPF_ANY);
-			p = bpf_map_lookup_elem(&processes, &x->tgid);
+			bpf_map_update_elem(&processes, &tgid, &fresh, BPF_ANY);
+			p = bpf_map_lookup_elem(&processes, &tgid);
 		}
 		if (p) {
 			process_sum(p, &x->context, 1);
@@ -226,7 +265,8 @@ static __always_inline void context_leave(struct connection *c, struct exchange 
 	if (!x->counted)
 		return;
 	if (x->counted == 2) {
-		struct process *p = bpf_map_lookup_elem(&processes, &x->tgid);
+		__u32 tgid = x->tgid;
+		struct process *p = bpf_map_lookup_elem(&processes, &tgid);
 
 		if (p) {
 			process_sum(p, &x->context, -1ULL);
@@ -248,12 +288,12 @@ static __always_inline void context_leave(struct connection *c, struct exchange 
 		if (thread && thread->open)
 			thread->open--;
 	} else {
-		__u32 one = 1, *ended = bpf_map_lookup_elem(&ended_elsewhere, &x->tid);
+		__u32 one = 1, tid = x->tid, *ended = bpf_map_lookup_elem(&ended_elsewhere, &tid);
 
 		if (ended)
 			__sync_fetch_and_add(ended, 1);
 		else
-			bpf_map_update_elem(&ended_elsewhere, &x->tid, &one, BPF_ANY);
+			bpf_map_update_elem(&ended_elsewhere, &tid, &one, BPF_ANY);
 	}
 }
 
@@ -316,6 +356,8 @@ static __always_inline void context_publish(const struct context *context, __u64
 		.trace_flags = context->trace_flags,
 	};
 
-	if (context->peer_key)
-		bpf_map_update_elem(&client_contexts, &context->peer_key, &client, BPF_ANY);
+	__u64 key = context->peer_key;
+
+	if (key)
+		bpf_map_update_elem(&client_contexts, &key, &client, BPF_ANY);
 }

@@ -6,10 +6,11 @@
 #pragma once
 
 /* Which protocol do the first bytes of a connection speak?  True: they are to be followed now. */
-static __always_inline bool classify(struct connection *c, struct work *w, __u32 direction, __u64 now)
+static __always_inline bool classify(struct connection *c, struct sock *sk, struct work *w, __u32 direction,
+				     __u64 now)
 {
 	struct stream *s = &c->streams[direction & 1];
-	__u32 carry = s->carry_length, n, length;
+	__u32 carry = s->carry_length, n, length, requests;
 	int verdict;
 
 	if (carry > 16)
@@ -18,12 +19,12 @@ static __always_inline bool classify(struct connection *c, struct work *w, __u32
 		bpf_probe_read_kernel(w->window.bytes, at_most(carry, 16), s->carry);
 	else
 		s->start_mono_ns = now;
-	n = read_window(direction, carry, 32);
+	n = read_window(w->index, carry, 32);
 	verdict = VERDICT_NO;
 	length = carry + n;
 	if (n) {
 		w->window.length = length;
-		verdict = classify_window(direction);
+		verdict = classify_window(w->index);
 	}
 	if (verdict == VERDICT_REQUEST || verdict == VERDICT_RESPONSE) {
 		c->protocol = PROTOCOL_HTTP1;
@@ -50,12 +51,13 @@ static __always_inline bool classify(struct connection *c, struct work *w, __u32
 		return true;
 	}
 	classify_others(c, w, direction);
-	verdict = protocol_agree(c->streams[DIRECTION_SEND].scores, c->streams[DIRECTION_RECEIVE].scores);
+	requests = seems_client(c, sk) ? DIRECTION_SEND : DIRECTION_RECEIVE;
+	verdict = protocol_agree(c->streams[requests].scores, c->streams[!requests].scores);
 	if (AGREE_PROTOCOL(verdict)) {
 		c->protocol = AGREE_PROTOCOL(verdict);
-		c->request_direction = verdict & AGREE_SWAPPED ? DIRECTION_RECEIVE : DIRECTION_SEND;
-		if (c->protocol == PROTOCOL_TLS)
-			c->protocol = PROTOCOL_OTHER;
+		c->request_direction = verdict & AGREE_SWAPPED ? !requests : requests;
+		if (c->protocol == PROTOCOL_TLS && c->tls)
+			c->protocol = PROTOCOL_OTHER; /* TLS inside TLS */
 		if (c->protocol == PROTOCOL_HTTP2) {
 			/* in the middle: the walkers wait for a frame that they can believe */
 			zero_words(&c->streams[0].walker, sizeof(struct http2_walker));
@@ -63,7 +65,7 @@ static __always_inline bool classify(struct connection *c, struct work *w, __u32
 		}
 		return true;
 	}
-	if (++c->tries >= CLASSIFY_TRIES)
+	if (++c->tries >= (c->tls ? TLS_CLASSIFY_TRIES : CLASSIFY_TRIES))
 		c->protocol = PROTOCOL_OTHER;
 	return true;
 }
@@ -109,24 +111,109 @@ static __always_inline void on_end(struct connection *c, struct work *w, __u32 d
 		abandon(c, w, bpf_ktime_get_ns(), c->error);
 }
 
-/* `result` bytes have moved over `sk` in `direction`; the caller is still in its system call. */
-static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result, int flags)
+#ifdef ONLOOKER_OLD_KERNEL
+/* Probes on libraries need cookies (5.15). */
+static __always_inline void expect_tls(struct connection *c)
+{
+}
+
+static __always_inline void join_tls(struct connection *c, struct sock *sk, __u32 direction)
+{
+}
+
+static __always_inline void tls_forget_socket(struct sock *sk)
+{
+}
+#else
+/* What a thread moves inside a call that moves plaintext is ciphertext, whatever it looks like. */
+static __always_inline void expect_tls(struct connection *c)
+{
+	struct thread *thread;
+
+	if (c->protocol == PROTOCOL_TLS || c->protocol == PROTOCOL_HTTP1 || c->family == AF_UNIX || c->datagram)
+		return;
+	thread = current_thread(false);
+	if (thread && thread->tls_session && !thread->tls_handshake)
+		c->protocol = PROTOCOL_TLS;
+}
+
+/* Join the socket to its session, as far as this transfer tells; see tls.h. */
+static __always_inline void join_tls(struct connection *c, struct sock *sk, __u32 direction)
+{
+	struct tls_key key = {.tgid = bpf_get_current_pid_tgid() >> 32}, *of_socket;
+	__u64 socket = (__u64)sk;
+	struct thread *thread;
+
+	if (c->tls)
+		return;
+	if (!(flags_of(key.tgid) & PROCESS_TLS)) {
+		tell_tls(key.tgid);
+		return;
+	}
+	thread = current_thread(true);
+	if (!thread)
+		return;
+	if (thread->tls_session) {
+		key.address = thread->tls_session;
+		tls_bind(&key, socket);
+		c->tls = TLS_JOINED;
+		return;
+	}
+	of_socket = bpf_map_lookup_elem(&tls_sockets, &socket);
+	if (of_socket && of_socket->address) {
+		c->tls = TLS_JOINED;
+		return;
+	}
+	if (!of_socket)
+		bpf_map_update_elem(&tls_sockets, &socket, &key, BPF_ANY);
+	thread->tls_socket = direction == DIRECTION_RECEIVE ? socket : 0;
+}
+#endif
+
+static __always_inline bool seems_tls(const struct stream *s)
+{
+	return (s->scores >> CLASSIFY_STRONG_SHIFT) >> PROTOCOL_TLS & 1;
+}
+
+/* Ciphertext is counted, and its end told to the session; what it says is seen in tls.bpf.c. */
+static __always_inline void on_ciphertext(struct connection *c, struct sock *sk, struct work *w, __u32 direction, int result)
+{
+	learn_addresses(c, sk);
+	if (result > 0) {
+		c->streams[direction & 1].bytes += result;
+		join_tls(c, sk, direction);
+		return;
+	}
+#ifndef ONLOOKER_OLD_KERNEL
+	struct tls_session *session = tls_session_below(sk);
+
+	if (session)
+		on_end(&session->c, w, direction, result);
+#endif
+}
+
+/*
+ * `result` bytes have moved over `sk` in `direction`; the caller is still in its system call.  The first `skip` bytes of
+ * its buffers are others, which were dealt with before.
+ */
+static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int result, int flags, __u32 skip)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct connection *c;
 	struct stream *s;
 	struct call call;
 	struct work *w;
-	__u16 family;
+	__u16 family, type;
 
 	if (!(flags_of(tgid) & PROCESS_WATCHED) || result == -EAGAIN)
 		return 0;
 	if (flags & (MSG_PEEK | MSG_ERRQUEUE) && direction == DIRECTION_RECEIVE)
 		return 0;
-	family = sk->__sk_common.skc_family;
+	family = KERNEL_FIELD(sk, __sk_common.skc_family);
 	if (family != AF_INET && family != AF_INET6 && family != AF_UNIX)
 		return 0;
-	if (sk->sk_type != SOCK_STREAM && (sk->sk_type != SOCK_DGRAM || family == AF_UNIX))
+	type = KERNEL_FIELD(sk, sk_type);
+	if (type != SOCK_STREAM && (type != SOCK_DGRAM || family == AF_UNIX))
 		return 0;
 	c = connection_of(sk);
 	if (!c) {
@@ -136,14 +223,21 @@ static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result
 		if (!c)
 			return 0;
 	}
+	if (flags_of(tgid) & PROCESS_TLS)
+		expect_tls(c);
 	if (c->protocol == PROTOCOL_OTHER)
 		return 0;
 	w = work_of(direction);
 	if (!w)
 		return 0;
+	w->index = direction;
 	w->emit = EMIT_NONE;
 	w->head_of = 0;
 	w->datagram = c->datagram;
+	if (c->protocol == PROTOCOL_TLS) {
+		on_ciphertext(c, sk, w, direction, result);
+		return 0;
+	}
 	if (result <= 0) {
 		on_end(c, w, direction, result);
 		return 0;
@@ -158,6 +252,8 @@ static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result
 	} else {
 		source_of_call(&w->source, result, &call);
 	}
+	if (skip)
+		source_skip(&w->source, skip);
 	if (direction == DIRECTION_RECEIVE && flags & MSG_TRUNC)
 		w->source.iov_count = 0; /* thrown away, not copied */
 
@@ -167,8 +263,12 @@ static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result
 	s->last_mono_ns = w->now_mono_ns;
 	if (c->protocol == PROTOCOL_UNKNOWN) {
 		learn_addresses(c, sk);
-		if (!classify(c, w, direction, w->now_mono_ns))
+		if (!classify(c, sk, w, direction, w->now_mono_ns))
 			return 0;
+		if (c->protocol == PROTOCOL_TLS || (c->protocol == PROTOCOL_UNKNOWN && seems_tls(s))) {
+			join_tls(c, sk, direction);
+			return 0;
+		}
 	}
 	if (c->protocol == PROTOCOL_HTTP1)
 		follow(c, sk, w, direction);
@@ -176,5 +276,34 @@ static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result
 		follow_http2(c, w, direction);
 	else if (c->protocol != PROTOCOL_OTHER)
 		emit_segment(c, w, direction);
+	return 0;
+}
+
+static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result, int flags)
+{
+	return on_bytes_behind(sk, direction, result, flags, 0);
+}
+
+/*
+ * The same for hooks that are several programs: a kernel that may interrupt one of them (CONFIG_PREEMPT) could begin
+ * another on this CPU, over the same work.  The kernel itself keeps a single program from that.
+ */
+static __always_inline int on_bytes_shared(struct sock *sk, __u32 direction, int result, int flags, __u32 skip)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct work *w;
+
+	if (!(flags_of(tgid) & PROCESS_WATCHED))
+		return 0;
+	w = work_of(direction);
+	if (!w)
+		return 0;
+	if (*(volatile __u32 *)&w->busy) {
+		count_loss(LOSS_PREEMPTED);
+		return 0;
+	}
+	*(volatile __u32 *)&w->busy = 1;
+	on_bytes_behind(sk, direction, result, flags, skip);
+	*(volatile __u32 *)&w->busy = 0;
 	return 0;
 }

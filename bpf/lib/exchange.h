@@ -42,7 +42,7 @@ static __always_inline void fill_connection(struct http_head *r, const struct co
 	r->local_port = c->local_port;
 	r->remote_port = c->remote_port;
 	r->family = c->family;
-	r->tls = 0;
+	r->tls = c->tls;
 }
 
 static __always_inline void fill_request(struct http_head *r, const struct exchange *x)
@@ -117,7 +117,7 @@ static __always_inline void emit_exchange(struct connection *c, struct work *w, 
  * What the last step found out becomes a record, and the connection's next request may take its place.
  * A global function, like http1_step: the verifier walks it once and by itself.
  */
-__noinline int emit(struct connection *c, struct work *w)
+SUBPROGRAM(emit)
 {
 	struct stream *response;
 	struct exchange *x;
@@ -338,20 +338,24 @@ static __always_inline void request_head(struct connection *c, struct stream *s,
 /* What the identity of a request at both ends of its connection is made of; see peer_key and stamp. */
 static __always_inline void locate(const struct connection *c, struct sock *sk, struct work *w, __u32 direction)
 {
-	if (c->family == AF_UNIX) {
+	if (!sk) {
+		/* plaintext: what stands on the wire counts otherwise */
+		w->stream_end = (__u32)c->streams[direction & 1].bytes;
+		w->peer_socket = 0;
+	} else if (c->family == AF_UNIX) {
 		w->stream_end = (__u32)c->streams[direction & 1].bytes;
 		w->peer_socket = direction == DIRECTION_SEND ?
 					 (__u64)BPF_CORE_READ((struct unix_sock *)sk, peer) :
 					 (__u64)sk;
 	} else if (direction == DIRECTION_SEND) {
-		w->stream_end = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+		w->stream_end = BPF_CORE_READ((struct tcp_sock *)sk, write_seq) + not_yet_taken(w);
 	} else {
 		w->stream_end = BPF_CORE_READ((struct tcp_sock *)sk, copied_seq);
 	}
 }
 
 /* Who the request is whose head is complete, and whose child. */
-__noinline int request_context(struct connection *c, struct work *w, __u32 direction)
+SUBPROGRAM_1(request_context, direction)
 {
 	bool client = direction == DIRECTION_SEND;
 	struct exchange *x;
@@ -449,10 +453,10 @@ static __always_inline void message_end(struct connection *c, struct stream *s, 
 	}
 }
 
-/* These run over the work of one direction, verified once and by themselves. */
-__noinline int scan_window(__u32 direction)
+/* These run over one entry of the works, verified once and by themselves. */
+__noinline int scan_window(__u32 index)
 {
-	struct work *w = work_of(direction);
+	struct work *w = work_of(index);
 
 	if (!w)
 		return 0;
@@ -463,9 +467,9 @@ __noinline int scan_window(__u32 direction)
 	return 0;
 }
 
-__noinline int scan_chunk(__u32 direction)
+__noinline int scan_chunk(__u32 index)
 {
-	struct work *w = work_of(direction);
+	struct work *w = work_of(index);
 	__u32 used = 0;
 	int result;
 
@@ -476,16 +480,16 @@ __noinline int scan_chunk(__u32 direction)
 	return result;
 }
 
-__noinline int classify_window(__u32 direction)
+__noinline int classify_window(__u32 index)
 {
-	struct work *w = work_of(direction);
+	struct work *w = work_of(index);
 
 	return w ? http1_classify(w->window.bytes, w->window.length) : VERDICT_NO;
 }
 
-__noinline int read_window(__u32 direction, __u32 carry, __u32 room)
+__noinline int read_window(__u32 index, __u32 carry, __u32 room)
 {
-	struct work *w = work_of(direction);
+	struct work *w = work_of(index);
 
 	if (!w || carry > CARRY_SIZE || room > HEAD_WINDOW || !w->source.iov_count)
 		return 0;
@@ -503,7 +507,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 		return false;
 	if (carry)
 		bpf_probe_read_kernel(w->window.bytes, at_most(carry, CARRY_SIZE), s->carry);
-	n = read_window(direction, carry, HEAD_WINDOW);
+	n = read_window(w->index, carry, HEAD_WINDOW);
 	if (!n) {
 		count_loss(LOSS_UNREADABLE);
 		s->phase = PHASE_LOST;
@@ -530,7 +534,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 			}
 			s->start_mono_ns = w->now_mono_ns;
 		}
-		verdict = classify_window(direction);
+		verdict = classify_window(w->index);
 		if (verdict == VERDICT_MORE && length <= 16) {
 			bpf_probe_read_kernel(s->carry, at_most(length, 16), w->window.bytes);
 			s->carry_length = length;
@@ -572,7 +576,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 	which = c->exchanges[AHEAD].flags & REQUEST_HALF && c->exchanges[AHEAD].sequence == c->requests ?
 			AHEAD : CURRENT;
 	was = w->head.flags;
-	scan_window(direction);
+	scan_window(w->index);
 
 	used = n;
 	cut = false;
@@ -648,7 +652,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 static __always_inline bool step_chunk(struct connection *c, struct stream *s, struct work *w, __u32 direction,
 				       bool request)
 {
-	__u32 n = read_window(direction, 0, CHUNK_WINDOW);
+	__u32 n = read_window(w->index, 0, CHUNK_WINDOW);
 	int result;
 
 	if (!n) {
@@ -658,7 +662,7 @@ static __always_inline bool step_chunk(struct connection *c, struct stream *s, s
 	}
 	w->window.length = n;
 	w->chunk = s->chunk;
-	result = scan_chunk(direction);
+	result = scan_chunk(w->index);
 	s->chunk = w->chunk;
 	w->source.offset += w->chunk_used & 63;
 	if (result == CHUNK_DATA) {
@@ -677,7 +681,7 @@ static __always_inline bool step_chunk(struct connection *c, struct stream *s, s
 }
 
 /* One piece of a message; 0 when the transfer is used up or cannot be followed. */
-__noinline int http1_step(struct connection *c, struct work *w, __u32 direction)
+SUBPROGRAM_1(http1_step, direction)
 {
 	struct stream *s;
 	bool request;

@@ -6,6 +6,8 @@
  */
 #pragma once
 
+#define __VMLINUX_H__ /* bpf_tracing.h: registers have the names that the kernel gives them */
+
 typedef unsigned char __u8;
 typedef unsigned short __u16;
 typedef unsigned int __u32;
@@ -27,6 +29,8 @@ typedef _Bool bool;
 #define false 0
 #define NULL ((void *)0)
 
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
 #define AF_UNIX 1
 #define AF_INET 2
 #define AF_INET6 10
@@ -42,6 +46,7 @@ typedef _Bool bool;
 #define ECONNRESET 104
 #define ETIMEDOUT 110
 #define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
 #define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
 #define TCP_CLOSE_WAIT 8
@@ -59,7 +64,9 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 #define BPF_F_NO_PREALLOC 1
+#define BPF_F_MMAPABLE 1024
 #define BPF_ANY 0
+#define BPF_NOEXIST 1
 #define BPF_LOCAL_STORAGE_GET_F_CREATE 1
 #define BPF_SK_STORAGE_GET_F_CREATE 1
 #define BPF_RB_NO_WAKEUP 1
@@ -94,8 +101,40 @@ struct sock_common {
 	struct in6_addr skc_v6_rcv_saddr;
 };
 
+struct inode {
+	unsigned short i_mode;
+	unsigned long i_ino;
+};
+
+struct file {
+	struct inode *f_inode;
+	void *private_data;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
+};
+
+struct msghdr;
+struct page;
+
 struct sock {
 	struct sock_common __sk_common;
+	struct socket *sk_socket;
 	int sk_err;
 	__u16 sk_type;
 	__u16 sk_protocol;
@@ -106,7 +145,10 @@ struct tcp_sock {
 	__u32 write_seq;
 };
 
+struct unix_address;
+
 struct unix_sock {
+	struct unix_address *addr;
 	struct sock *peer;
 };
 
@@ -126,6 +168,7 @@ struct task_struct {
 	struct task_struct *group_leader;
 	struct task_struct *real_parent;
 	struct signal_struct *signal;
+	struct files_struct *files;
 	void *stack;
 	char comm[16];
 };
@@ -134,7 +177,10 @@ struct linux_binprm;
 
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
+	unsigned long r14;
+	unsigned long bx;
 	unsigned long r10;
+	unsigned long r9;
 	unsigned long r8;
 	unsigned long dx;
 	unsigned long si;

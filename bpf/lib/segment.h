@@ -32,14 +32,21 @@ struct {
 	__type(value, struct segment_scratch);
 } segment_scratches SHARED_MAP;
 
+static __always_inline struct segment_scratch *scratch_of(const struct work *w)
+{
+	__u32 index = w->index;
+
+	return bpf_map_lookup_elem(&segment_scratches, &index);
+}
+
 /*
  * Copy bytes of a scattered transfer, from its byte `skip` on, behind the first `at` bytes of the
  * scratch until it holds `end` (at most SEGMENT_LARGE); gives how many it holds.
  */
-__noinline int gather(__u32 direction, __u32 skip, __u32 at, __u32 end)
+__noinline int gather(__u32 index, __u32 skip, __u32 at, __u32 end)
 {
-	struct work *w = work_of(direction);
-	struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
+	struct work *w = work_of(index);
+	struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &index);
 
 	if (!w || !scratch)
 		return 0;
@@ -87,7 +94,7 @@ static __always_inline void fill_segment(struct segment_head *r, struct connecti
 	r->flags = flags;
 	r->captured_head = 0;
 	r->captured_tail = 0;
-	r->tls = 0;
+	r->tls = c->tls;
 	r->family = c->family;
 	r->sequence = c->segments++;
 	r->tgid = now_pid >> 32;
@@ -131,13 +138,13 @@ static __always_inline bool fill_payload(struct segment_head *r, __u8 *payload, 
 			bpf_probe_read_user(payload + size - SEGMENT_TAIL, SEGMENT_TAIL,
 					    (void *)(base + length - SEGMENT_TAIL));
 	} else {
-		struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
+		struct segment_scratch *scratch = scratch_of(w);
 
-		if (!scratch || gather(direction, 0, 0, head) != (int)head)
+		if (!scratch || gather(w->index, 0, 0, head) != (int)head)
 			return false;
 		bpf_probe_read_kernel(payload, at_most(head, size), scratch->bytes);
 		if (tail) {
-			tail = gather(direction, length - SEGMENT_TAIL, 0, SEGMENT_TAIL) == SEGMENT_TAIL ? SEGMENT_TAIL : 0;
+			tail = gather(w->index, length - SEGMENT_TAIL, 0, SEGMENT_TAIL) == SEGMENT_TAIL ? SEGMENT_TAIL : 0;
 			if (tail)
 				bpf_probe_read_kernel(payload + size - SEGMENT_TAIL, SEGMENT_TAIL, scratch->bytes);
 		}
@@ -148,7 +155,7 @@ static __always_inline bool fill_payload(struct segment_head *r, __u8 *payload, 
 }
 
 /* One transfer of a connection becomes a record. */
-__noinline int emit_segment(struct connection *c, struct work *w, __u32 direction)
+SUBPROGRAM_1(emit_segment, direction)
 {
 	__u32 length;
 	bool large;
@@ -183,9 +190,9 @@ __noinline int emit_segment(struct connection *c, struct work *w, __u32 directio
 }
 
 /* What is kept of HTTP/2 frames, from range_start to where the source stands now. */
-__noinline int emit_frames(struct connection *c, struct work *w, __u32 direction, __u32 continued)
+SUBPROGRAM_2(emit_frames, direction, continued)
 {
-	struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
+	struct segment_scratch *scratch = w ? scratch_of(w) : NULL;
 	__u32 length, behind, copied;
 	__u16 flags = continued ? SEGMENT_CONTINUED : 0;
 
@@ -221,9 +228,9 @@ __noinline int emit_frames(struct connection *c, struct work *w, __u32 direction
 }
 
 /* One frame of HTTP/2, or a part of one; 0 when the transfer is used up or cannot be read. */
-__noinline int http2_advance(struct connection *c, struct work *w, __u32 direction)
+SUBPROGRAM_1(http2_advance, direction)
 {
-	struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
+	struct segment_scratch *scratch = w ? scratch_of(w) : NULL;
 	struct http2_walker *walker;
 	__u32 left, want;
 
@@ -237,7 +244,7 @@ __noinline int http2_advance(struct connection *c, struct work *w, __u32 directi
 			end = SEGMENT_LARGE;
 		if (copied >= end)
 			return 2; /* full: make room, come again */
-		got = gather(direction, w->source.offset, copied, end);
+		got = gather(w->index, w->source.offset, copied, end);
 		if (got <= copied || got > end)
 			return 0;
 		scratch->to_copy -= got - copied;
@@ -251,7 +258,7 @@ __noinline int http2_advance(struct connection *c, struct work *w, __u32 directi
 		return 0;
 	want = http2_wants(walker, left);
 	if (want) {
-		if (read_window(direction, 0, want) != (int)want)
+		if (read_window(w->index, 0, want) != (int)want)
 			return 0;
 		asm volatile("" : "+r"(want));
 		bpf_probe_read_kernel(http2_into(walker), ((want - 1) & 15) + 1, w->window.bytes);
@@ -265,7 +272,7 @@ __noinline int http2_advance(struct connection *c, struct work *w, __u32 directi
 /* Walk the frames of a transfer; hand up what matters of them. */
 static __always_inline void follow_http2(struct connection *c, struct work *w, __u32 direction)
 {
-	struct segment_scratch *scratch = bpf_map_lookup_elem(&segment_scratches, &direction);
+	struct segment_scratch *scratch = scratch_of(w);
 	struct http2_walker *walker = &c->streams[direction & 1].walker;
 
 	if (!scratch)
@@ -306,9 +313,9 @@ static __always_inline void emit_segment_end(struct connection *c, __u32 directi
 
 /* classify.h, one protocol a function: the verifier walks each by itself, and adds no paths up. */
 #define CLASSIFIER(name, number)                                                                   \
-	__noinline int classify_##name(__u32 direction, __u32 strong)                              \
+	__noinline int classify_##name(__u32 index, __u32 strong)                                  \
 	{                                                                                          \
-		struct work *w = work_of(direction);                                               \
+		struct work *w = work_of(index);                                                   \
 		__u64 verdicts;                                                                    \
                                                                                                    \
 		if (!w)                                                                            \
@@ -334,8 +341,8 @@ static __always_inline void classify_others(struct connection *c, struct work *w
 	__u32 plain = 0, strong = 0;
 
 #define ASK(name)                                                                                  \
-	plain |= classify_##name(direction, 0);                                                    \
-	strong |= classify_##name(direction, 1)
+	plain |= classify_##name(w->index, 0);                                                    \
+	strong |= classify_##name(w->index, 1)
 	if (c->datagram) {
 		ASK(dns);
 	} else {

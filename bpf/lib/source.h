@@ -31,6 +31,11 @@ struct work {
 	__u8 head_of;	     /* 1 + index of the exchange whose head just became complete */
 	__u8 datagram;
 	__u8 pad[6];
+	__u32 index;	     /* of this entry: what global functions find it by */
+	__u32 busy;	     /* taken by a program that may be interrupted by itself */
+#ifdef ONLOOKER_OLD_KERNEL
+	__u64 untaken;	     /* bytes that are about to be sent: the socket's position does not have them yet */
+#endif
 };
 
 /* What a step found out; told in one place behind it, so that the code stands there once. */
@@ -42,7 +47,9 @@ enum emit {
 
 enum {
 	WORK_STATE = 2, /* behind the two directions: of the programs that see connections end */
-	WORKS = 3,
+	WORK_TLS = 3,	/* of the programs on TLS libraries, the first of several */
+	WORKS_TLS = 4,	/* they can be preempted: how deep on one CPU */
+	WORKS = WORK_TLS + WORKS_TLS,
 };
 
 /*
@@ -56,9 +63,24 @@ struct {
 	__type(value, struct work);
 } works SHARED_MAP;
 
-static __always_inline struct work *work_of(__u32 direction)
+static __always_inline struct work *work_of(__u32 slot)
 {
-	return bpf_map_lookup_elem(&works, &direction);
+	struct work *w = bpf_map_lookup_elem(&works, &slot);
+
+#ifdef ONLOOKER_OLD_KERNEL
+	if (w)
+		w->index = slot;
+#endif
+	return w;
+}
+
+static __always_inline __u32 not_yet_taken(const struct work *w)
+{
+#ifdef ONLOOKER_OLD_KERNEL
+	return (__u32)w->untaken;
+#else
+	return 0;
+#endif
 }
 
 /* A call that moves several messages fires once for each: which one is it now? */
@@ -73,7 +95,7 @@ static __always_inline void source_iov(struct source *s, __u64 iov, __u64 count)
 	s->iov_count = 0;
 	if (!n)
 		return;
-	if (bpf_probe_read_user(s->iov, (n & (2 * MAX_IOVECS - 1)) * sizeof(s->iov[0]), (void *)iov))
+	if (bpf_probe_read_user(s->iov, at_most(n, MAX_IOVECS) * sizeof(s->iov[0]), (void *)iov))
 		return;
 	s->iov_count = n;
 }
@@ -113,6 +135,22 @@ static __always_inline void source_of_call(struct source *s, __u32 length, const
 	case NR_recvmsg:
 		source_message(s, call->arg1);
 		break;
+	}
+}
+
+/* Leave the first bytes of the buffers out. */
+static __always_inline void source_skip(struct source *s, __u32 skip)
+{
+	for (__u32 i = 0; i < MAX_IOVECS; i++) {
+		__u64 length = s->iov[i].length;
+
+		if (i >= s->iov_count || !skip)
+			break;
+		if (length > skip || s->iov_count == 1)
+			length = skip;
+		s->iov[i].base += length;
+		s->iov[i].length -= length;
+		skip -= (__u32)length;
 	}
 }
 
