@@ -132,11 +132,12 @@ class Finding:
 
 
 # What is asked of every file, in one pass over its symbol tables.
-_OPENSSL_EVENTS = ("SSL_do_handshake", "SSL_shutdown", "SSL_free")
+_OPENSSL_EVENTS = ("SSL_do_handshake", "SSL_free")
+_WITH_RETURN = frozenset({"SSL_do_handshake"})  # what a thread moves on a socket meanwhile is the session's
 _SYMBOLS = (
     "SSL_read", "SSL_read_ex", "SSL_write", "SSL_write_ex", "SSL_sendfile", "SSL_CTX_set_grease_enabled", "SSL_set_fd",
     *_OPENSSL_EVENTS,
-    "gnutls_record_send", "gnutls_record_send2", "gnutls_record_recv", "gnutls_bye", "gnutls_deinit",
+    "gnutls_record_send", "gnutls_record_send2", "gnutls_record_recv", "gnutls_deinit",
     "PR_Read", "PR_Write", "PR_Send", "PR_Recv", "PR_Close",
     "CryptoNative_SslRead", "CryptoNative_SslWrite",
     "JNI_CreateJavaVM", "mbedtls_ssl_read", "wolfSSL_read", "mbedtls_ssl_write", "wolfSSL_write",
@@ -320,7 +321,11 @@ def _events(chooser: SiteChooser, symbols: Mapping[str, Symbol], names: tuple[st
     for name in names:
         site = chooser.choose(symbols[name], Need.ARGUMENTS, arguments=1) if name in symbols else None
         if site is not None and site.is_cheap:
-            found[name] = TlsFunction(name, (name,), Direction.NONE, Abi.EVENT, site)
+            back = chooser.choose(symbols[name], Need.RETURN, arguments=1) if name in _WITH_RETURN else None
+            back = back if back is not None and back.is_cheap else None
+            if back is not None:  # one breakpoint for both
+                site = replace(back, need=Need.ARGUMENTS, expected_price_us=site.expected_price_us)
+            found[name] = TlsFunction(name, (name,), Direction.NONE, Abi.EVENT, site, back)
     return found
 
 
@@ -386,7 +391,7 @@ def _behind_both(chooser: SiteChooser, plain: Symbol, extended: Symbol, directio
 def _gnutls(elf: ElfFile, chooser: SiteChooser, symbols: Mapping[str, Symbol]) -> Finding:
     # gnutls_record_send is gnutls_record_send2 without padding; the latter is seldom called by itself.
     names = {"gnutls_record_send": Direction.WRITE, "gnutls_record_recv": Direction.READ}
-    functions = _plain(chooser, symbols, names) | _events(chooser, symbols, ("gnutls_bye", "gnutls_deinit"))
+    functions = _plain(chooser, symbols, names) | _events(chooser, symbols, ("gnutls_deinit",))
     return Finding(TlsKind.GNUTLS, _interface_version(elf, b"GNUTLS_"), functions, names.keys() <= functions.keys())
 
 

@@ -15,6 +15,7 @@ import platform
 import re
 import resource
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from types import TracebackType
@@ -198,6 +199,19 @@ class Object:
     def set_max_entries(self, map_name: str, entries: int) -> None:
         """Size a map: entries, or bytes of a ring."""
         self._lib.bpf_map__set_max_entries(self.maps[map_name], entries)
+
+    def set_attach_type(self, names: Iterable[str], attach_type: int) -> None:
+        """Say what programs will be attached to, where their section does not (``expected_attach_type``)."""
+        for name in names:
+            self._lib.bpf_program__set_expected_attach_type(self.programs[name], attach_type)
+
+    def share_maps(self, other: Object) -> None:
+        """Use the maps of another object, which is loaded, in place of own ones; constants stay its own."""
+        for name, handle in self.maps.items():
+            if not name.endswith(".rodata"):
+                error = self._lib.bpf_map__reuse_fd(handle, other.map_fd(name))
+                if error < 0:
+                    raise LoadError(f"cannot share the map {name}: {os.strerror(-error)}")
 
     def set_constant(self, name: str, value: int) -> None:
         """Set a ``const volatile`` of ``.rodata``; branches on it are pruned at load."""
