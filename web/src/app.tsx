@@ -5,6 +5,7 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { listen, setToken, type ApiError, type Overview as OverviewData } from "./api";
 import { ago, bytes, count, rate, share } from "./format";
 import { LiveContext, useLive, type Live } from "./hooks";
+import { hue } from "./parts";
 import { change, to, useRoute } from "./route";
 import { AgentView } from "./views/agent";
 import { MapView } from "./views/map";
@@ -56,7 +57,9 @@ export function App(): JSX.Element {
         `/api/v1/stream?topics=overview&range=${range}`,
         (event, data) => {
           if (event !== "overview") return;
-          setOverview(data as OverviewData);
+          const found = data as OverviewData;
+          for (const one of [...found.services].sort((a, b) => a.id - b.id)) hue(one.name);
+          setOverview(found);
           setTick((n) => n + 1);
         },
         (up, err?: ApiError) => {
@@ -112,7 +115,7 @@ export function App(): JSX.Element {
           ))}
         </nav>
         <div class="tools">
-          {view !== "agent" && view !== "trace" && (
+          {["overview", "map", "service"].includes(view) && (
             <label class="range">
               <span class="sr">Time range</span>
               <select value={range} onChange={(e) => change({ range: e.currentTarget.value })}>

@@ -30,6 +30,15 @@ function stacked(lines: Line[]): Curve[] {
   return out;
 }
 
+/** While nothing is pointed at, the legend tells the last whole step. */
+function rest(plot: uPlot): void {
+  // uPlot draws, and empties its legend, after the current task
+  setTimeout(() => {
+    const last = plot.data[0].length - 2;
+    if (last >= 0 && plot.root.isConnected && (plot.cursor.left ?? -1) < 0) plot.setLegend({ idx: last });
+  }, 20);
+}
+
 export function Chart(props: {
   label: string;
   start: number;
@@ -96,6 +105,8 @@ export function Chart(props: {
       box.current,
     );
     plot.current = made;
+    rest(made);
+    made.over.addEventListener("mouseleave", () => rest(made));
     return () => {
       plot.current = null;
       made.destroy();
@@ -103,7 +114,10 @@ export function Chart(props: {
   }, [shape, width > 0]);
 
   useEffect(() => {
-    plot.current?.setData(data());
+    const drawn = plot.current;
+    if (!drawn) return;
+    drawn.setData(data());
+    rest(drawn);
   }, [lines, start, step]);
   useEffect(() => {
     if (width) plot.current?.setSize({ width, height });

@@ -5,6 +5,7 @@ const digits = (value: number): string =>
 
 export function duration(ms: number | null | undefined): string {
   if (ms === null || ms === undefined) return "–";
+  if (ms === 0) return "0";
   if (ms < 0.001) return `${Math.round(ms * 1e6)} ns`;
   if (ms < 1) return `${digits(ms * 1e3)} µs`;
   if (ms < 1e3) return `${digits(ms)} ms`;

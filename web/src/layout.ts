@@ -35,7 +35,7 @@ export function layout(map: ServiceMap, direction: "LR" | "TB"): Layout {
   graph.setDefaultEdgeLabel(() => ({}));
   for (const node of map.nodes) {
     const letters = Math.min(node.name.length, 26);
-    graph.setNode(node.id, { width: Math.max(118, 46 + letters * 7.2), height: node.type === "service" ? 60 : 52 });
+    graph.setNode(node.id, { width: Math.max(node.type === "service" ? 166 : 128, 50 + letters * 7.4), height: node.type === "service" ? 60 : 52 });
   }
   for (const edge of map.edges) if (edge.from !== edge.to) graph.setEdge(edge.from, edge.to, {});
   place(graph);

@@ -12,11 +12,13 @@ export function T({ children, limit = 300 }: { children: unknown; limit?: number
 
 const HUES = ["teal", "indigo", "amber", "rose", "sky", "violet", "lime", "orange", "cyan", "fuchsia"];
 
-/** A colour for a name: always the same one. */
+const given = new Map<string, string>();
+
+/** A colour for a name: the same one as long as the page is open, another one for each of the first ten. */
 export function hue(name: string): string {
-  let h = 7;
-  for (let i = 0; i < name.length; i++) h = (h * 31 + name.charCodeAt(i)) >>> 0;
-  return `hue-${HUES[h % HUES.length]}`;
+  let found = given.get(name);
+  if (!found) given.set(name, (found = `hue-${HUES[given.size % HUES.length]}`));
+  return found;
 }
 
 const WORDS: Record<Health, string> = {

@@ -75,7 +75,7 @@ class SpanFilter:
         text: Found in the name or in any attribute, whatever its case.
         from_us, to_us: Unix µs of the start.
         before_id: Only spans with a lower number: the cursor.
-        roots: Only the first span of each trace as far as it is known here.
+        entry: Only spans without a parent on this host.
     """
 
     service: int | None = None
@@ -91,6 +91,7 @@ class SpanFilter:
     before_id: int | None = None
     after_id: int | None = None
     limit: int = 50
+    entry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +348,12 @@ class Reader:
         )  # fmt: skip
 
 
+_PARENT_HEADER: Final = 1
+
+
 def _matches(span: Span, want: SpanFilter) -> bool:
+    if want.entry and span.parent_span_id and span.blob.parent_source != _PARENT_HEADER:
+        return False
     for key, value in want.attributes:
         found = span.attributes.get(key)
         if found is None:

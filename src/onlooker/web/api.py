@@ -155,7 +155,7 @@ class Api:
         now = time.monotonic()
         found = self._cache.get(name)
         if found is None or now - found[0] > kept_s or (found[1].done() and found[1].exception() is not None):
-            for old in [key for key, (at, _) in self._cache.items() if now - at > 5.0]:
+            for old in [key for key, (at, _) in self._cache.items() if now - at > 10.0]:
                 del self._cache[old]
             found = (now, asyncio.ensure_future(self._ask(question)))
             self._cache[name] = found
@@ -208,7 +208,16 @@ class Api:
         )
         if found is None:
             raise _missing("no such service")
-        return answer({**found, "processes": self._facts.of_service(found["name"])})
+        graph = await self._ask_once(
+            ("map", seconds), lambda reader: views.service_map(reader, seconds, self._clock()), 10.0
+        )
+        return answer(
+            {
+                **found,
+                "callers": views.callers(graph, found["id"]),
+                "processes": self._facts.of_service(found["name"]),
+            }
+        )
 
     # ---- traces ----
 
@@ -234,7 +243,11 @@ class Api:
         kind = _text(query, "kind")
         if kind and kind not in kinds:
             raise _bad(f"kind: one of {', '.join(kinds)}")
+        entry = _text(query, "entry")
+        if entry not in ("", "0", "1"):
+            raise _bad("entry: 1 or 0")
         return SpanFilter(
+            entry=entry == "1",
             service=service,
             operation=_text(query, "operation"),
             kind=kinds.get(kind),

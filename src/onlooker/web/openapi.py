@@ -12,6 +12,7 @@ _RANGE: Final = ("range", "Seconds, or such as 15m, 1h, 1d; rounded up to one of
 _FILTERS: Final = (
     ("service", "Number or name of a service.", ""),
     ("operation", "Span name.", ""),
+    ("entry", "1: only requests that begin a trace here.", "0"),
     ("kind", "server, client, producer, consumer or internal.", ""),
     ("status", "error, ok, 5xx or a status code.", ""),
     ("min", "Shortest duration, such as 200ms.", ""),

@@ -28,6 +28,7 @@ FAILING: Final = 0.05
 DEGRADED: Final = 0.01
 _SLOWER: Final = 2.0
 _OPERATIONS: Final = 200
+_RED: Final = ("count", "rate", "errors", "error_share", "p50_ms", "p95_ms", "p99_ms")
 _KINDS: Final = {1: "internal", 2: "server", 3: "client", 4: "producer", 5: "consumer"}
 
 
@@ -92,9 +93,8 @@ class _Groups:
     def total(self, name: str) -> NDArray[np.float64]:
         """Sum of a column by group."""
         some = self.group >= 0
-        found: NDArray[np.float64] = np.bincount(
-            self.group[some], weights=getattr(self.block, name)[some].astype(np.float64), minlength=len(self)
-        )
+        weights = getattr(self.block, name)[some].astype(np.float64)
+        found = np.bincount(self.group[some], weights=weights, minlength=len(self)).astype(np.float64)
         return found
 
     def histograms(self) -> NDArray[np.int32]:
@@ -156,8 +156,9 @@ def overview(reader: Reader, seconds: int, now_s: float) -> dict[str, Any]:
     count, errors = groups.total("count"), groups.total("errors")
     quantiles = blocks.quantiles_ms(groups.histograms()) if len(groups) else np.zeros((0, 3))
     rates = groups.over_time("count", span) if len(groups) else np.zeros((0, span.steps))
-    rates[:, : _steps_before(block, span)] = np.nan  # onlooker was not there: that is no silence
     failed = groups.over_time("errors", span) if len(groups) else rates
+    before = _steps_before(block, span)
+    rates[:, :before] = failed[:, :before] = np.nan  # onlooker was not there: that is no silence
     p95 = groups.quantile_over_time(span, (0.95,))[:, :, 0] if len(groups) else rates
     rows: dict[int, dict[str, Any]] = {}
     for i, (service_id, serves) in enumerate(groups.names):
@@ -233,15 +234,39 @@ def service_map(reader: Reader, seconds: int, now_s: float) -> dict[str, Any]:
     count, errors = groups.total("count"), groups.total("errors")
     quantiles = blocks.quantiles_ms(groups.histograms()) if len(groups) else np.zeros((0, 3))
     operations = _busiest_names(block, keys, groups)
-    asked = {(source, target) for source, target, serving in groups.names if not serving}
     edges = []
+    asked: dict[str, list[float]] = {}  # requests and failures that callers measured, by whom they asked
+    callers = set()
     for i, (source, target, serving) in enumerate(groups.names):
-        if serving and (source, target) in asked:
-            continue  # the caller's own view of the same requests is there
-        edges.append(
-            {"from": source, "to": target, "measured_at": "server" if serving else "client",
-             **_red(count[i], errors[i], quantiles[i], covered), "operations": operations[i]}
-        )  # fmt: skip
+        if serving:
+            continue
+        callers.add(source)
+        known = asked.setdefault(target, [0.0, 0.0])
+        known[0] += count[i]
+        known[1] += errors[i]
+        edges.append(_edge(source, target, "client", _red(count[i], errors[i], quantiles[i], covered), operations[i]))
+    # What a service answered and no caller here asked came from outside.  Who it was is only believed of services whose
+    # own requests are not seen: a port number may belong to two connections at once.
+    outside: dict[str, list[int]] = {}
+    for i, (source, target, serving) in enumerate(groups.names):
+        if not serving:
+            continue
+        if source != "outside:" and source not in callers:
+            known = asked.setdefault(target, [0.0, 0.0])
+            known[0] += count[i]
+            known[1] += errors[i]
+            edges.append(
+                _edge(source, target, "server", _red(count[i], errors[i], quantiles[i], covered), operations[i])
+            )
+        outside.setdefault(target, []).append(i)
+    for target, rows in outside.items():
+        total, failed = float(count[rows].sum()), float(errors[rows].sum())
+        known = asked.get(target, [0.0, 0.0])
+        rest = total - known[0]
+        if rest > max(0.01 * total, 2.0) or not known[0]:
+            best = next((i for i in rows if groups.names[i][0] == "outside:"), rows[0])
+            red = _red(rest, max(min(failed - known[1], rest), 0.0), quantiles[best], covered)
+            edges.append(_edge("outside:", target, "server", red, operations[best]))
     own = _Groups(block, keys, lambda key: key.service if key.serves else None)
     own_count, own_errors = own.total("count"), own.total("errors")
     own_quantiles = blocks.quantiles_ms(own.histograms()) if len(own) else np.zeros((0, 3))
@@ -251,6 +276,10 @@ def service_map(reader: Reader, seconds: int, now_s: float) -> dict[str, Any]:
     names = {edge[end] for edge in edges for end in ("from", "to")}
     nodes = [_node(str(name), services, serving) for name in sorted(map(str, names))]
     return {**_times(span, now_s), "nodes": nodes, "edges": sorted(edges, key=lambda edge: -edge["count"])}
+
+
+def _edge(source: str, target: str, side: str, red: dict[str, Any], operations: list[str]) -> dict[str, Any]:
+    return {"from": source, "to": target, "measured_at": side, **red, "operations": operations}
 
 
 def _node(node_id: str, services: Mapping[int, ServiceRow], serving: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
@@ -300,9 +329,20 @@ def service(reader: Reader, service_id: int, seconds: int, now_s: float) -> dict
         "main": "server" if has_server else "client",
         "sides": sides,
         "operations": _operations(block, keys, covered),
-        "callers": _neighbours(block, keys, covered, by_name, serves=True),
-        "callees": _neighbours(block, keys, covered, by_name, serves=False),
+        "callees": _neighbours(block, keys, covered, by_name),
     }
+
+
+def callers(graph: Mapping[str, Any], service_id: int) -> list[dict[str, Any]]:
+    """Who calls a service, as the map has it."""
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    rows = []
+    for edge in graph["edges"]:
+        if edge["to"] == f"service:{service_id}":
+            node = nodes[edge["from"]]
+            figures = {name: edge[name] for name in _RED}
+            rows.append({"type": node["type"], "name": node["name"], "service": node["service"], **figures})
+    return rows
 
 
 def _charts(groups: _Groups, block: Block, keys: Mapping[int, Key], span: Range, covered: float) -> dict[str, Any]:
@@ -312,7 +352,8 @@ def _charts(groups: _Groups, block: Block, keys: Mapping[int, Key], span: Range,
     serves = keys[int(block.key[groups.group >= 0][0])].serves
     by_status = _Groups(block, keys, lambda key: key.status if key.serves is serves else None)
     rates = by_status.over_time("count", span) / span.step_s
-    rates[:, : _steps_before(block, span)] = np.nan
+    failed = groups.over_time("errors", span)[0]
+    rates[:, : _steps_before(block, span)] = failed[: _steps_before(block, span)] = np.nan
     at = by_step(block.t, span.start_s, span.step_s, span.steps)
     flat = np.where((groups.group >= 0) & (at >= 0), at, -1)
     heat = blocks.histograms(block, flat, span.steps)
@@ -328,7 +369,7 @@ def _charts(groups: _Groups, block: Block, keys: Mapping[int, Key], span: Range,
     return {
         "total": _red(count[0], errors[0], blocks.quantiles_ms(histogram)[0], covered),
         "rate_by_status": {name: _list(rates[i]) for i, name in sorted(enumerate(by_status.names), key=lambda p: p[1])},
-        "errors": _list(groups.over_time("errors", span)[0] / span.step_s),
+        "errors": _list(failed / span.step_s),
         "p50_ms": _list(quantiles[:, 0]),
         "p95_ms": _list(quantiles[:, 1]),
         "p99_ms": _list(quantiles[:, 2]),
@@ -361,9 +402,9 @@ def _operations(block: Block, keys: Mapping[int, Key], covered: float) -> list[d
 
 
 def _neighbours(
-    block: Block, keys: Mapping[int, Key], covered: float, by_name: Mapping[str, int], *, serves: bool
+    block: Block, keys: Mapping[int, Key], covered: float, by_name: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    groups = _Groups(block, keys, lambda key: (key.peer_type, key.peer) if key.serves is serves else None)
+    groups = _Groups(block, keys, lambda key: None if key.serves else (key.peer_type, key.peer))
     if not len(groups):
         return []
     count, errors = groups.total("count"), groups.total("errors")

@@ -56,7 +56,7 @@ export function OverviewView(): JSX.Element {
         aside={
           <input
             type="search"
-            placeholder="filter by name or language"
+            placeholder="filter"
             aria-label="Filter services"
             value={filter}
             onInput={(e) => setFilter(e.currentTarget.value)}

@@ -123,7 +123,7 @@ function Waterfall({ trace, chosen, choose }: { trace: Trace; chosen: string; ch
           <span class="lane">
             {ticks.slice(1, -1).map((t) => <i key={t} class="tick" style={{ left: `${t * 100}%` }} />)}
             <Phases span={span} at={at} />
-            <i class={`took ${at(span.offset_ms + span.duration_ms) > 82 ? "before" : ""}`} style={{ left: `${at(span.offset_ms + (at(span.offset_ms + span.duration_ms) > 82 ? 0 : span.duration_ms))}%` }}>
+            <i class="took" style={{ left: `${at(span.offset_ms + span.duration_ms)}%` }}>
               {duration(span.duration_ms)}
             </i>
           </span>

@@ -18,6 +18,9 @@ export function TracesView(): JSX.Element {
   const asked = useMemo(() => {
     const values = new URLSearchParams();
     for (const name of FILTERS) for (const value of query.getAll(name)) if (value) values.append(name, value);
+    // without a service one line a trace is enough
+    if (!query.get("kind") && !query.get("service") && !query.get("operation")) values.set("entry", "1");
+    if (values.get("kind") === "any") values.delete("kind");
     return values.toString();
   }, [query]);
   return (
@@ -60,7 +63,8 @@ function Form({ live }: { live: boolean }): JSX.Element {
       <label class="small">
         Side
         <select value={query.get("kind") ?? ""} onChange={set("kind")}>
-          <option value="">any</option>
+          <option value="">{query.get("service") || query.get("operation") ? "any" : "entry"}</option>
+          {!(query.get("service") || query.get("operation")) && <option value="any">any</option>}
           <option value="server">served</option>
           <option value="client">made</option>
           <option value="producer">published</option>
@@ -230,6 +234,7 @@ function Rows({ spans, traces }: { spans: SpanRow[]; traces: Record<string, Trac
                 <span>{duration(span.duration_ms)}</span>
               </span>
               <span class="more-of">
+                {trace && trace.errors > 0 && !span.error && <span class="bad">{trace.errors} failed inside · </span>}
                 {span.kind === "client" ? "made" : span.kind === "server" ? "served" : span.kind}
                 {trace && trace.spans > 1 ? ` · ${trace.spans} spans` : ""}
                 {trace && trace.services.length > 1 ? `, ${trace.services.length} services` : ""}
