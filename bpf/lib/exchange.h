@@ -454,13 +454,25 @@ static __always_inline void message_end(struct connection *c, struct stream *s, 
 }
 
 /* These run over one entry of the works, verified once and by themselves. */
+__noinline int scan_part(__u32 index)
+{
+	struct work *w = work_of(index);
+
+	if (!w)
+		return 0;
+	http1_scan(&w->head, &w->window, 32);
+	return w->window.position < w->window.length && !(w->head.flags & HEAD_COMPLETE);
+}
+
 __noinline int scan_window(__u32 index)
 {
 	struct work *w = work_of(index);
 
 	if (!w)
 		return 0;
-	http1_scan(&w->head, &w->window, 160);
+	for (int i = 0; i < 5; i++)
+		if (!scan_part(index))
+			break;
 	if (w->window.host | w->window.found_length | w->window.found_type | w->window.found_encoding |
 	    w->window.found_traceparent)
 		http1_fields(&w->head, &w->window);

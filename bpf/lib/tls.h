@@ -108,7 +108,7 @@ static __always_inline void tls_forget_socket(struct sock *sk)
 /* The addresses of the socket below; by helper, because not every program has a pointer that it may follow. */
 static __always_inline void tls_learn(struct connection *c, __u64 socket)
 {
-	struct sock *sk = (struct sock *)socket;
+	struct sock *sk __attribute__((unused)) = (struct sock *)socket;
 
 	c->family = (__u8)BPF_CORE_READ(sk, __sk_common.skc_family);
 	if (c->family == AF_INET) {

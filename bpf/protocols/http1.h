@@ -354,7 +354,7 @@ struct http1_chunk {
 	__u8 pad[5];
 };
 
-#define CHUNK_WINDOW 32
+#define CHUNK_WINDOW 16
 
 /* Read up to `length` bytes (at most CHUNK_WINDOW) of such lines; `used` tells how many were taken. */
 static __always_inline int http1_chunk(struct http1_chunk *chunk, const __u8 *bytes, __u32 length, __u32 *used)

@@ -99,6 +99,7 @@ class ProcessEvent(enum.IntEnum):
     PROCESS_EXEC = 2
     PROCESS_EXIT = 3
     PROCESS_LISTEN = 4
+    PROCESS_SPEAKS_TLS = 5
 
 
 class HttpMethod(enum.IntEnum):
@@ -194,7 +195,8 @@ class LossReason(enum.IntEnum):
     LOSS_FRAMING = 6
     LOSS_STEPS = 7
     LOSS_BYTES_UNSEEN = 8
-    LOSS_REASONS = 9
+    LOSS_PREEMPTED = 9
+    LOSS_REASONS = 10
 
 
 class ProcessFlags(enum.IntFlag):
@@ -202,3 +204,5 @@ class ProcessFlags(enum.IntFlag):
 
     PROCESS_WATCHED = 1
     PROCESS_THREAD_UNCERTAIN = 2
+    PROCESS_TLS = 4
+    PROCESS_TLS_TOLD = 8
