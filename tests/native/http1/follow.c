@@ -8,12 +8,6 @@
  */
 #include "host.h"
 
-/* process.bpf.c tells user space of a process that speaks TLS; nobody listens here. */
-int tell_tls(unsigned int tgid)
-{
-	return (int)tgid * 0;
-}
-
 static void submitted(const void *record)
 {
 	const __u8 kind = *(const __u8 *)record;
