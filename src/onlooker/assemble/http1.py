@@ -258,12 +258,16 @@ class Http1:
         for part in parts:
             text = part["text"]
             width = text.shape[1]
-            pools.append(np.ascontiguousarray(text).reshape(-1))
-            starts.append(np.arange(len(part), dtype=np.int64) * width + base)
+            flat = np.ascontiguousarray(text).reshape(-1)
+            pools.append(flat)
+            starts.append(np.arange(base, base + len(part) * width, width, dtype=np.int64))
             base += len(part) * width
             # a method has no question mark, and behind the target's end the comparison below cuts it off
-            hits = text == _QUESTION
-            questions.append(np.where(hits.any(axis=1), hits.argmax(axis=1), width))
+            question_of = np.full(len(part), width, np.int64)
+            hits = np.flatnonzero(flat == _QUESTION)[::-1]
+            if hits.size:  # backwards, so that of several the first of a row is written last, and stays
+                question_of[hits // width] = hits % width
+            questions.append(question_of)
         pool = pools[0] if len(pools) == 1 else np.concatenate(pools)
         text_start = starts[0] if len(starts) == 1 else np.concatenate(starts)
         question = questions[0] if len(questions) == 1 else np.concatenate(questions)
@@ -374,11 +378,12 @@ def _address_text(addresses: U1, present: NDArray[np.bool_]) -> Text:
     rows = np.flatnonzero(present)
     if not rows.size:
         return Text(np.empty(0, np.uint8), start, length)
-    words = np.ascontiguousarray(addresses[rows]).view("V16")[:, 0]
+    words = np.ascontiguousarray(addresses if rows.size == count else addresses[rows]).view(np.uint64)
     if (words == words[0]).all():
-        distinct, inverse = words[:1], np.zeros(rows.size, np.intp)
-    else:
-        distinct, inverse = np.unique(words, return_inverse=True)
+        text = _address(words[0].tobytes())
+        length[rows] = len(text)
+        return Text(np.frombuffer(text, np.uint8), start, length)
+    distinct, inverse = np.unique(words.view("V16")[:, 0], return_inverse=True)
     texts = [_address(word.tobytes()) for word in distinct]
     lengths = np.array([len(text) for text in texts], np.int32)
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
