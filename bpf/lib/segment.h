@@ -270,7 +270,7 @@ SUBPROGRAM_1(http2_advance, direction)
 }
 
 /* Many frames; 0 when the transfer is used up.  By itself, so that the verifier walks the loop once. */
-__noinline int http2_run(struct connection *c, struct work *w, __u32 direction)
+SUBPROGRAM_1(http2_run, direction)
 {
 	if (!c || !w)
 		return 0;
