@@ -37,6 +37,7 @@ enum abi {
 	ABI_SENDFILE = 8,
 };
 
+#define COOKIE_RETURN (1ULL << 40)
 #define COOKIE_ABI(cookie) ((__u8)(cookie))
 #define COOKIE_DIRECTION(cookie) ((__u32)((cookie) >> 8) & 1)
 #define COOKIE_REGISTER(cookie, argument) ((__u32)((cookie) >> (16 + 4 * (argument))) & 15)
@@ -136,32 +137,6 @@ static __always_inline bool begin(struct tls_key *key)
 	return flags_of(key->tgid) & PROCESS_WATCHED;
 }
 
-/* A call on a session begins. */
-SEC("uprobe")
-int tls_enter(struct pt_regs *regs)
-{
-	__u64 cookie = bpf_get_attach_cookie(regs);
-	struct thread *thread;
-	struct tls_key key;
-
-	if (!begin(&key))
-		return 0;
-	thread = current_thread(true);
-	if (!thread)
-		return 0;
-	key.address = register_of(regs, COOKIE_REGISTER(cookie, 0));
-	thread->tls_session = key.address;
-	thread->tls_handshake = COOKIE_ABI(cookie) == ABI_EVENT;
-	thread->tls_buffer = register_of(regs, COOKIE_REGISTER(cookie, 1));
-	thread->tls_length = register_of(regs, COOKIE_REGISTER(cookie, 2));
-	thread->tls_moved_at = register_of(regs, COOKIE_REGISTER(cookie, 3));
-	if (thread->tls_socket) {
-		tls_adopt(&key, thread->tls_socket);
-		thread->tls_socket = 0;
-	}
-	return 0;
-}
-
 /* The library lets a session go. */
 SEC("uprobe")
 int tls_free(struct pt_regs *regs)
@@ -244,6 +219,46 @@ int tls_go_read(struct pt_regs *regs)
 	return 0;
 }
 
+/*
+ * A call on a session begins.  What a client writes is followed now, so that it is known before the server at the other
+ * end can read it.  The call may move less than it was asked to, and will be asked again with the same bytes: those were
+ * dealt with.  A server's response is followed when the call is over, because that is when it has been sent.
+ */
+static __always_inline bool call_begins(struct pt_regs *regs, __u64 cookie, __u32 abi, struct tls_key *key,
+					struct passage *p)
+{
+	struct thread *thread = current_thread(true);
+	struct tls_session *session;
+
+	if (!thread)
+		return false;
+	key->address = register_of(regs, COOKIE_REGISTER(cookie, 0));
+	thread->tls_session = key->address;
+	thread->tls_handshake = abi == ABI_EVENT;
+	thread->tls_ahead = 0;
+	thread->tls_buffer = register_of(regs, COOKIE_REGISTER(cookie, 1));
+	thread->tls_length = register_of(regs, COOKIE_REGISTER(cookie, 2));
+	thread->tls_moved_at = register_of(regs, COOKIE_REGISTER(cookie, 3));
+	if (thread->tls_socket) {
+		tls_adopt(key, thread->tls_socket);
+		thread->tls_socket = 0;
+	}
+	if (COOKIE_DIRECTION(cookie) != DIRECTION_SEND || (abi != ABI_COUNT && abi != ABI_FLAG && abi != ABI_RUST_RESULT))
+		return false;
+	session = tls_session_make(key);
+	if (!session || (session->c.protocol && session->c.request_direction != DIRECTION_SEND))
+		return false;
+	if (abi == ABI_COUNT)
+		thread->tls_length = (__u32)thread->tls_length;
+	thread->tls_ahead = 1;
+	if (session->ahead >= thread->tls_length)
+		return false;
+	p->buffer = thread->tls_buffer + session->ahead;
+	p->length = thread->tls_length - session->ahead;
+	session->ahead = thread->tls_length;
+	return true;
+}
+
 /* The call that this thread began is over: how much has it moved? */
 static __always_inline bool call_over(struct pt_regs *regs, __u32 abi, struct tls_key *key, struct passage *p)
 {
@@ -270,7 +285,14 @@ static __always_inline bool call_over(struct pt_regs *regs, __u32 abi, struct tl
 			p->length = regs->ax;
 		p->buffer = 0; /* the bytes come from a file */
 	}
-	return true;
+	if (thread->tls_ahead) {
+		struct tls_session *session = tls_session_of(key);
+
+		if (session)
+			session->ahead -= p->length < session->ahead ? p->length : session->ahead;
+		return false;
+	}
+	return p->length != 0;
 }
 
 /* A goroutine has plaintext to read, or writes some: all of it will be sent, or the connection is broken. */
@@ -305,24 +327,28 @@ static __always_inline bool go_passes(struct pt_regs *regs, __u64 cookie, __u32 
 	return true;
 }
 
-/* Plaintext passes.  One program for all conventions: the engine behind it is what takes the verifier's time. */
+/*
+ * A call on a session begins, or is over.  One program for all conventions, because the engine behind it is what takes the
+ * verifier's time.
+ */
 SEC("uprobe")
-int tls_passes(struct pt_regs *regs)
+int tls_call(struct pt_regs *regs)
 {
 	__u64 cookie = bpf_get_attach_cookie(regs);
 	__u32 abi = COOKIE_ABI(cookie);
 	struct passage p = {};
 	struct tls_key key;
+	bool passes;
 
 	if (!begin(&key))
 		return 0;
-	if (abi == ABI_GO_SLICE || abi == ABI_GO_COPY || abi == ABI_GO_READER) {
-		if (!go_passes(regs, cookie, abi, &key, &p))
-			return 0;
-	} else if (!call_over(regs, abi, &key, &p)) {
-		return 0;
-	}
-	if (p.length)
+	if (abi == ABI_GO_SLICE || abi == ABI_GO_COPY || abi == ABI_GO_READER)
+		passes = go_passes(regs, cookie, abi, &key, &p);
+	else if (cookie & COOKIE_RETURN)
+		passes = call_over(regs, abi, &key, &p);
+	else
+		passes = call_begins(regs, cookie, abi, &key, &p);
+	if (passes && p.length)
 		passed(&key, COOKIE_DIRECTION(cookie), &p);
 	return 0;
 }

@@ -16,7 +16,8 @@ struct thread {
 	__u32 message_index;
 	__u8 handed_out;	/* the context became somebody's parent: it must not change any more */
 	__u8 tls_handshake;	/* the call on tls_session moves no plaintext */
-	__u8 pad[2];
+	__u8 tls_ahead;		/* what it moves was followed when it began */
+	__u8 pad;
 	__u64 tls_session;	/* of a TLS library, whose call this thread is in; 0: in none */
 	__u64 tls_buffer;	/* arguments of that call */
 	__u64 tls_length;

@@ -17,6 +17,7 @@ struct tls_key {
 struct tls_session {
 	struct connection c;
 	__u64 socket; /* 0: not known */
+	__u64 ahead;  /* bytes that a client was asked to write, were followed, and are not yet written */
 };
 
 /* Sessions are deleted with their socket, or when the library frees them; user space sweeps after dead processes. */

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from onlooker import __version__
 from onlooker.aggregate.aggregator import Aggregator
@@ -39,6 +39,7 @@ from onlooker.export.otlp_traces import SpanEncoder
 from onlooker.export.printer import Printer, PrintFormat
 from onlooker.light import release_start
 from onlooker.observe import LiveView, own_metrics, process_age_s
+from onlooker.plaintext import Plaintext
 from onlooker.protocols import registry
 from onlooker.randomness import SystemRandom
 from onlooker.sample.samplers import Samplers, make_sampler
@@ -48,6 +49,7 @@ from onlooker.web.server import WebServer
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 log: Final = logging.getLogger("onlooker")
 
@@ -69,13 +71,16 @@ class Pipeline:
         busy_ns: CPU time of this thread spent here.
     """
 
-    def __init__(self, loaded: Loaded, capture: Capture, watcher: Watcher, identities: Identities) -> None:
+    def __init__(
+        self, loaded: Loaded, capture: Capture, watcher: Watcher, plaintext: Plaintext, identities: Identities
+    ) -> None:
         config = loaded.config
         rng = cast("np.random.Generator", SystemRandom())  # all that the stages ask of one
         self.values = Values()
         self.identities = identities
         self.capture = capture
         self.watcher = watcher
+        self.plaintext = plaintext
         self.clock = UnixClock()
         self.http1 = Http1(self.values, rng=rng)
         options = protocol_options(config)
@@ -103,7 +108,7 @@ class Pipeline:
     def run(self, records: Records) -> int:
         """Take one round of records through all stages; gives the number of records."""
         if records.process is not None:
-            self.watcher.apply(records.process)
+            self.take_processes(records.process)
         offset_ns, now_mono_ns = self.clock.offset_ns(), time.monotonic_ns()
         batch = self.http1.requests(
             records.http, records.http_long, records.http_text, offset_ns=offset_ns, now_mono_ns=now_mono_ns
@@ -114,6 +119,11 @@ class Pipeline:
             self.requests += len(batch)
             self._take_through(batch)
         return sum(len(part) for part in (records.http, records.http_long, *records.segments) if part is not None)
+
+    def take_processes(self, rows: NDArray[Any]) -> None:
+        """Take in process records alone."""
+        self.watcher.apply(rows)
+        self.plaintext.apply(rows)
 
     def _take_through(self, batch: RequestBatch) -> None:
         services = self.identities.services
@@ -136,6 +146,7 @@ class Agent:
         self._command = command
         self.child: subprocess.Popen[bytes] | None = None
         self.capture = Capture()
+        self.plaintext = Plaintext(self.capture)
         self.identities = Identities()
         self.started_unix_ns = time.time_ns()
         self.failure: BaseException | None = None
@@ -169,7 +180,7 @@ class Agent:
             open_proc(),
             self.loaded.selection,
             self.identities,
-            self.capture,
+            self.plaintext,
             host,
             own_pid=os.getpid(),
             service_name=config.service_name,
@@ -179,12 +190,13 @@ class Agent:
             rescan_s=config.discovery.poll_interval or 10.0,
             on_gone=self._services_gone,
         )
-        self.pipeline = Pipeline(self.loaded, self.capture, self.watcher, self.identities)
+        self.pipeline = Pipeline(self.loaded, self.capture, self.watcher, self.plaintext, self.identities)
         self.spans, self.metrics = exporting
         self._connect_sinks()
         self.own = own_metrics(self)
         self.live_view = LiveView(self)
         self.watcher.start()
+        self.plaintext.start()
         for exporter in (self.spans, self.metrics):
             if exporter is not None:
                 exporter.start()
@@ -256,7 +268,7 @@ class Agent:
                 else:  # programs start and end all the time; requests need not be drained for that
                     records = self.capture.drain_processes()
                     if records is not None:
-                        self.watcher.apply(records)
+                        self.pipeline.take_processes(records)
                 if time.monotonic() >= look_again:
                     look_again = time.monotonic() + min(self.watcher.tick(), 10.0)
         except BaseException as err:
@@ -353,6 +365,7 @@ class Agent:
                     exporter.stop(max(deadline - time.monotonic(), 0.1))
             if self.store is not None:
                 self.store.close()
+        self.plaintext.stop()
         self.capture.close()
         self._end_child()
 

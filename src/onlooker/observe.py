@@ -37,6 +37,7 @@ def losses(agent: Agent) -> dict[str, int]:
     found = dict(agent.capture.losses())
     pipeline = agent.pipeline
     found.update(pipeline.http1.dropped)
+    found.update(pipeline.segments.dropped)
     found.update({reason: count for reason, count in pipeline.identifier.dropped.items() if reason != "no_exports"})
     for exporter in (agent.spans, agent.metrics):
         if exporter is not None:
@@ -66,6 +67,10 @@ def own_metrics(agent: Agent) -> OwnMetrics:
     own.gauge("ring_fill", "How full a ring is, by the size of its records.", unit="1", label="record_bytes",
               read=lambda: {str(k): v for k, v in agent.capture.fill().items()})  # fmt: skip
     own.gauge("instrumented_processes", "Processes that are watched.", read=lambda: len(watcher.watched()))
+    own.gauge("tls_invisible", "Processes whose TLS is not seen into, by reason.", label="reason",
+              read=agent.plaintext.prober.invisible)  # fmt: skip
+    own.counter("tls_probe_failures", "Attachments to TLS libraries that failed, by reason.", label="reason",
+                read=agent.plaintext.prober.failures)  # fmt: skip
     own.counter("ignored", "Requests of ignored routes.", read=lambda: pipeline.routes.ignored)
     own.counter("spans_kept", "Requests that became spans.", read=lambda: pipeline.samplers.kept)
     own.counter("exported", "Items that a receiver took, by signal.", label="signal", read=lambda: of_exporters("sent"))

@@ -90,14 +90,14 @@ def program_chooser(fds: Mapping[str, int]) -> Programs:
                 if function.name in ENDS_SESSION:
                     return ProgramFds(fds["tls_free"])
                 if function.returns is not None:
-                    return ProgramFds(fds["tls_enter"], fds["tls_passes"])
+                    return ProgramFds(fds["tls_call"], fds["tls_call"])
                 return None
             case Abi.GO_SLICE if function.name.endswith("Read"):
                 return ProgramFds(fds["tls_go_read"])
             case Abi.GO_SLICE | Abi.GO_COPY | Abi.GO_READER:
-                return ProgramFds(fds["tls_passes"])
+                return ProgramFds(fds["tls_call"])
             case _:
-                return ProgramFds(fds["tls_enter"], fds["tls_passes"])
+                return ProgramFds(fds["tls_call"], fds["tls_call"])
 
     return choose
 
@@ -116,6 +116,7 @@ class Prober:
         load: Callable[[uprobe.Features], Mapping[str, int]],
         mark: Callable[[int], None],
         *,
+        sweep: Callable[[int], object] = lambda pid: None,
         catalog: TlsCatalog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -124,11 +125,13 @@ class Prober:
         Args:
             load: Loads the kernel's programs for TLS, gives their descriptors by name; called at most once.
             mark: Tells the kernel side that a process has probes.
+            sweep: Tells the kernel side that a process with probes is gone.
             catalog: Examines files.
             clock: Seconds, monotonic.
         """
         self._load = load
         self._mark = mark
+        self._sweep = sweep
         self._catalog = catalog or TlsCatalog()
         self._clock = clock
         self._queue: queue.SimpleQueue[tuple[str, int] | None] = queue.SimpleQueue()
@@ -192,6 +195,15 @@ class Prober:
                 reasons[row.reason] = reasons.get(row.reason, 0.0) + 1.0
         return reasons
 
+    def failures(self) -> dict[str, float]:
+        """Attachments that failed, by reason."""
+        if self.registry is None:
+            return {}
+        failed = {reason: float(count) for reason, count in self.registry.failures.items()}
+        if self.registry.refused:
+            failed["too many attachments"] = float(self.registry.refused)
+        return failed
+
     # ---- its own thread ----
 
     def _run(self) -> None:
@@ -219,9 +231,10 @@ class Prober:
     def _take_in(self, what: str, pid: int) -> None:
         now_s = self._clock()
         if what == "forget":
-            self._processes.pop(pid, None)
-            if self.registry is not None:
+            gone = self._processes.pop(pid, None)
+            if gone is not None and gone.probed and self.registry is not None:
                 self.registry.forget(pid)
+                self._sweep(pid)
             return
         process = self._processes.get(pid)
         if what == "look":

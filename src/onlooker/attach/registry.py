@@ -19,6 +19,7 @@ from onlooker.errors import AttachError
 from onlooker.kernel import uprobe
 
 _LINKS_LIMIT = 16384  # descriptors; the agent raises its limit of open files to more than this
+COOKIE_RETURN = 1 << 40  # set where a place is probed for its return
 _NO_REGISTER = 4  # rsp never holds an argument
 ABI_NUMBERS = {abi: number for number, abi in enumerate(Abi)}
 DIRECTION_NUMBERS = {Direction.READ: 0, Direction.WRITE: 1, Direction.NONE: 2}
@@ -54,7 +55,7 @@ def cookie_of(function: TlsFunction) -> int:
     """What a program needs to know about a place, as one number.
 
     Bits 0-7 `ABI_NUMBERS`, 8-15 `DIRECTION_NUMBERS`, then four bits for each of the first four arguments: the number of
-    the register that holds it at the place (4, the stack pointer, for none).
+    the register that holds it at the place (4, the stack pointer, for none). A return probe has `COOKIE_RETURN` besides.
     """
     registers = (*function.arguments.registers[:4], *[_NO_REGISTER] * 4)[:4]
     packed = sum(number << 16 + 4 * place for place, number in enumerate(registers))
@@ -76,7 +77,7 @@ def library_attacher(programs: Programs, features: uprobe.Features) -> Attacher:
                 continue
             # The return first: a call that begins in between has its return seen without its entry, not the reverse.
             if back is not None and fds.returned is not None:
-                wanted.append((fds.returned, True, False, back.offset, cookie))
+                wanted.append((fds.returned, True, False, back.offset, cookie | COOKIE_RETURN))
             wanted.append((fds.entry, False, False, site.offset, cookie))
         links: list[Closeable] = []
         try:
