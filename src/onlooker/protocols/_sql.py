@@ -95,7 +95,7 @@ _STRIP: Final[dict[str, re.Pattern[str]]] = {
     "mssql": _expression(
         r"""'"\[/\-$\u00a3\u20ac""",
         f"{_DASHES}|{_BLOCK_COMMENT}",
-        f"{_PLAIN_STRING}|{_FREE}[$\u00a3\u20ac]\\s?\\d[\\d.,]*",
+        f"{_PLAIN_STRING}|{_FREE}[$\u00a3\u20ac]\\s?\\d[\\d.]*",
         rf"{_QUOTED}|\[[^\]]*(?:\]\][^\]]*)*(?:\]|\Z)",
     ),
 }

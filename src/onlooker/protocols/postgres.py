@@ -93,6 +93,7 @@ class PostgresParser(Connection):
         self._portals: OrderedDict[bytes, _Portal] = OrderedDict()
         self._queue: deque[Pending] = deque()
         self._ambiguous = False  # a gap may hold the end of several executions
+        self._skipping = False  # a step failed before its Sync was sent
         self._overlapped = False  # the client asks on before it is answered
         self._blind = False  # it did so across a gap: which answer is whose is not known until all is quiet
         self._last_response_ns = 0
@@ -193,6 +194,10 @@ class PostgresParser(Connection):
 
     def _push(self, pending: Pending) -> None:
         self._settled = True
+        if self._skipping:
+            if pending.kind != "sync":
+                return  # the server skips all up to the next Sync
+            self._skipping = False
         if self._blind:
             self._lost += pending.kind in _EXECUTES
             return
@@ -367,9 +372,11 @@ class PostgresParser(Connection):
             return
         while self._queue and self._queue[0].kind not in _ENDS_GROUP:
             self._queue.popleft()
+        self._skipping = not self._queue
 
     def _ready(self) -> None:
-        """The end of a group: of a simple query, or of all up to a Sync."""
+        """The end of a group: of a simple query, or of all up to a Sync; the first one ends the login."""
+        self._settled = True
         self._ambiguous = self._ambiguous and sum(p.kind in _ENDS_GROUP for p in self._queue) > 1
         while self._queue:
             pending = self._queue.popleft()

@@ -79,6 +79,7 @@ class RedisParser(Connection):
         self._overlapped = False  # the client sends on before it has its replies
         self._last_response_ns = 0
         self._no_replies = False
+        self._unanswered = 0  # commands to come that CLIENT REPLY SKIP silences
         self._subscribed = False
         self._resp3 = False
         # requests: what is under way
@@ -389,7 +390,8 @@ class RedisParser(Connection):
         special = _SPECIAL.get(name, _PLAIN)
         if special and self._prepare(pending, name, special, rest):
             return
-        if self._no_replies:
+        if self._no_replies or self._unanswered:
+            self._unanswered -= self._unanswered > 0
             self._lost += 1
             return
         if len(self._queue) >= MAX_PENDING:
@@ -414,7 +416,9 @@ class RedisParser(Connection):
         elif special == _MAY_BLOCK:
             pending.value = b"BLOCK" in rest.upper()
         elif rest[:10].upper() == b"$5\r\nREPLY\r":
-            self._no_replies = b"ON\r\n" not in rest[10:].upper()
+            how = rest[10:].upper()
+            self._no_replies = b"OFF\r\n" in how
+            self._unanswered = 2 if b"SKIP\r\n" in how else 0  # this command and the next
         return False
 
     def _canonical(self, name: bytes) -> str:
