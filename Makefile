@@ -101,7 +101,7 @@ check: setup ## format, lint, types and unit tests: under two minutes
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(PYTEST) tests/unit -q -m "not slow"
+	$(PYTEST) tests/unit -q -m "not slow" -n auto
 
 test-setup: demo-setup
 	@scripts/setup.sh test

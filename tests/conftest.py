@@ -9,9 +9,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from onlooker.capture.capture import Capture
 from onlooker.errors import UnsupportedKernelError
+
+# A machine that is busy with other things is no failure.
+settings.register_profile("onlooker", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("onlooker")
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS = ("unit", "native", "golden", "live", "e2e", "verifier", "kernels")

@@ -15,7 +15,7 @@ STAGES = frozenset(
     ("discover", "attach", "capture", "assemble", "enrich", "aggregate", "sample", "export", "store", "protocols")
 )
 SHARED = frozenset(("batches", "errors", "semconv", "kernel", "protocols", "columns", "config", "randomness"))
-WIRING = frozenset(("agent", "settings", "observe", "web", "cli", "light", "__main__"))
+WIRING = frozenset(("agent", "settings", "observe", "web", "cli", "light", "plaintext", "__main__"))
 FOUNDATION = frozenset(("batches", "errors", "semconv", "kernel", "columns", "config", "randomness"))
 """What stages stand on must not stand on a stage."""
 
