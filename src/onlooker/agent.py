@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("onlooker")
 
-BATCH_ROWS: Final = 3000
+BATCH_ROWS: Final = 2000
 """Records that a round of draining should find: enough to spread numpy's fixed cost, little enough to stay in cache."""
 
 INTERVAL_MIN_S: Final = 0.005
@@ -145,7 +145,7 @@ class Agent:
         self.loaded = loaded
         self._command = command
         self.child: subprocess.Popen[bytes] | None = None
-        self.capture = Capture()
+        self.capture = Capture(hook=loaded.config.ebpf.capture_hook)
         self.plaintext = Plaintext(self.capture)
         self.identities = Identities()
         self.started_unix_ns = time.time_ns()
@@ -170,6 +170,9 @@ class Agent:
         if self._command:
             self.loaded = self._start_command()
         self.capture.start()
+        log.info("socket traffic is seen by: %s", self.capture.hook)
+        for loss in self.capture.degraded:
+            log.warning("this kernel's best hook is %s: %s", self.capture.hook, loss)
         host = Host.read(
             sdk_version=__version__,
             name=config.attributes.instance_id.override_hostname,
@@ -264,7 +267,7 @@ class Agent:
                 now = time.monotonic()
                 if self.capture.wait(min(drain, look_again) - now) or time.monotonic() >= drain:
                     self.round()
-                    drain = time.monotonic() + self.interval_s
+                    drain = time.monotonic() + (0.0 if self.capture.is_behind else self.interval_s)
                 else:  # programs start and end all the time; requests need not be drained for that
                     records = self.capture.drain_processes()
                     if records is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,10 +17,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from onlooker.capture import _records
+from onlooker.capture import _records, hooks
 from onlooker.capture._records import LossReason, ProcessFlags, RecordKind
 from onlooker.errors import AttachError, LoadError, RecordLayoutError, UnsupportedKernelError
 from onlooker.kernel.object import Cells, Object, built_object
+from onlooker.kernel.restrictions import refuse_hopeless, refuse_unprivileged
 from onlooker.kernel.ringbuf import Ring
 
 LAYOUTS: Final[dict[int, np.dtype[Any]]] = {
@@ -32,13 +34,16 @@ LAYOUTS: Final[dict[int, np.dtype[Any]]] = {
 }
 
 PROCESS_PROGRAMS: Final = ("tp_fork", "tp_exec", "tp_exit", "tp_listen")
-SOCKET_PROGRAMS: Final = ("tp_sock_send", "tp_sock_recv", "tp_sock_state")
+STATE_PROGRAMS: Final = ("tp_sock_state",)
 
 _RINGS: Final = {128: 256 << 10, 256: 8 << 20, 512: 4 << 20, 4096: 4 << 20}
 """Bytes of each ring by the size of its records; the defaults of ``bpf/settings.h``."""
 
-_WAKEUP_BYTES: Final = 1 << 20
-"""A burst that comes while the reader sleeps long wakes it here: 4,096 requests, and most of the ring still free."""
+_WAKEUP_BYTES: Final = 512 << 10
+"""A burst that comes while the reader sleeps long wakes it here: 2,048 requests, and most of the ring still free."""
+
+_ROWS_MAX: Final = 4096
+"""Requests that one round takes, so that a stall costs no more memory than a busy second; the rest comes right after."""
 
 
 def check_layouts(built: Object) -> None:
@@ -90,53 +95,86 @@ class Capture:
     """The loaded and attached programs.
 
     Args:
-        elf: The BPF object; the one built for this machine if left out.
         ring_bytes: Other sizes of rings, by record size.
+        hook: One of `onlooker.capture.hooks.CHOICES`.
+
+    Attributes:
+        hook: Name of the rung that was taken; "" before the start.
+        old: Whether the object for older kernels is in use.
+        degraded: What is not seen because of it, a sentence each.
+        refused: Why the rungs before it were not taken.
     """
 
-    def __init__(self, elf: bytes | None = None, *, ring_bytes: dict[int, int] | None = None) -> None:
-        self.object = Object(built_object() if elf is None else elf)
+    def __init__(self, *, ring_bytes: dict[int, int] | None = None, hook: str = hooks.AUTO) -> None:
+        self._object: Object | None = None
         self._sizes = {**_RINGS, **(ring_bytes or {})}
+        self._choice = hook
         self.hook = ""
+        self.old = False
+        self.degraded: tuple[str, ...] = ()
+        self.refused: dict[str, str] = {}
+        self.constants: dict[str, int] = {}
         self._rings: dict[int, Ring] = {}
         self._epoll: select.epoll | None = None
         self._flags: Cells | None = None
+        self._flags_lock = threading.Lock()  # the thread that looks into TLS tells, too
+
+    @property
+    def object(self) -> Object:
+        """The loaded object."""
+        if self._object is None:
+            raise LoadError("nothing is loaded")
+        return self._object
 
     def start(self) -> None:
-        """Load and attach.  Nothing is watched yet.
+        """Load and attach the first rung of the ladder that this kernel takes.  Nothing is watched yet.
 
         Raises:
             UnsupportedKernelError: this kernel lacks what is needed, or the privileges do.
         """
-        check_layouts(self.object)
+        refuse_hopeless()
+        refuse_unprivileged()
+        self.refused.clear()
+        for rung in hooks.rungs(self._choice):
+            try:
+                self._start(rung)
+            except (LoadError, AttachError) as err:
+                self.close()
+                self.refused[rung.name] = str(err)
+                continue
+            self.hook, self.old, self.degraded = rung.name, rung.old, rung.degraded
+            return
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
+        raise UnsupportedKernelError(
+            f"this kernel ({os.uname().release}) takes none of the hooks that show socket traffic, and onlooker sees "
+            f"nothing without one: {reasons}. Linux 5.10 or newer with BTF has one; `onlooker doctor` tells more"
+        )
+
+    def _start(self, rung: hooks.Rung) -> None:
+        built = self._object = Object(built_object(old=rung.old))
+        check_layouts(built)
         for stride, size in self._sizes.items():
-            self.object.set_max_entries(f"ring_{stride}", size)
-        self.object.set_constant("secret", int.from_bytes(os.urandom(8), "little"))
-        self.object.set_constant("wakeup_bytes", min(_WAKEUP_BYTES, self._sizes[256] // 4))
-        self.object.only_programs({*PROCESS_PROGRAMS, *SOCKET_PROGRAMS})
-        try:
-            self.object.load()
-        except LoadError as err:
-            self.close()
-            raise UnsupportedKernelError(
-                f"{err}; onlooker sees nothing without the tracepoints sock_send_length and sock_recv_length "
-                f"(Linux 6.3 and newer; this is {os.uname().release})"
-            ) from err
+            built.set_max_entries(f"ring_{stride}", size)
+        built.set_constant("secret", int.from_bytes(os.urandom(8), "little"))
+        built.set_constant("wakeup_bytes", min(_WAKEUP_BYTES, self._sizes[256] // 4))
+        programs = (*PROCESS_PROGRAMS, *STATE_PROGRAMS, *hooks.programs_of(rung))
+        word = hooks.calibration_word()
+        if rung.old:
+            built.set_constant("calibration_word", word)
+        built.only_programs({*programs, *(("calibrate",) if rung.old else ())})
+        built.load()
+        if rung.old:
+            hooks.calibrate(built, word)
         # The rings first: a program that is attached writes into them at once.
         self._epoll = select.epoll()
         for stride, size in self._sizes.items():
-            ring = self._rings[stride] = Ring(self.object.map_fd(f"ring_{stride}"), size, stride)
+            ring = self._rings[stride] = Ring(built.map_fd(f"ring_{stride}"), size, stride)
             # edge-triggered: a ring that merely holds records is no event, only a wake-up is
             self._epoll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
-        self._flags = self.object.global_bytes("process_flags")
-        try:
-            for name in (*PROCESS_PROGRAMS, *SOCKET_PROGRAMS):
-                self.object.attach(name)
-        except AttachError as err:
-            self.close()
-            raise UnsupportedKernelError(str(err)) from err
-        self.object.settle()
-        self.hook = "tp_btf"
+        self._flags = built.cells("process_flags")
+        for name in programs:
+            built.attach(name)
+        built.settle()
 
     def close(self) -> None:
         """Detach everything and free it."""
@@ -147,7 +185,9 @@ class Capture:
         if self._epoll is not None:
             self._epoll.close()
             self._epoll = None
-        self.object.close()
+        if self._object is not None:
+            self._object.close()
+            self._object = None
 
     # ---- records ----
 
@@ -173,7 +213,7 @@ class Capture:
         found = Records()
         if not self._rings:
             return found
-        raw = self._rings[256].drain()
+        raw = self._rings[256].drain(_ROWS_MAX)
         if raw is not None:
             found.http = raw.view(_records.HTTP_RECORD)[:, 0]
         for raw in self._of_kind(512):
@@ -200,13 +240,18 @@ class Capture:
         for kind in np.unique(kinds):
             yield raw[kinds == kind]
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether a round left so much that the next should follow at once."""
+        return 256 in self._rings and self._rings[256].fill >= _WAKEUP_BYTES
+
     def fill(self) -> dict[int, float]:
         """How full each ring is, 0 to 1, by the size of its records."""
         return {stride: ring.fill / ring.size for stride, ring in self._rings.items()}
 
     def losses(self) -> dict[str, int]:
         """What the kernel side lost since the start, by reason."""
-        if not self.object.loaded:
+        if self._object is None:
             return {}
         counts = self.object.percpu_sum("losses")
         named = {
@@ -232,6 +277,11 @@ class Capture:
         uncertain = ProcessFlags.PROCESS_THREAD_UNCERTAIN
         self._change(pid, ~uncertain, 0 if trust_thread else uncertain)
 
+    def mark_tls(self, pid: int) -> None:
+        """Say that probes are on the TLS libraries of the process."""
+        self._change(pid, ~0, ProcessFlags.PROCESS_TLS)
+
     def _change(self, pid: int, keep: int, add: int) -> None:
-        if self._flags is not None:
-            self._flags[pid] = self._flags[pid] & keep | add
+        with self._flags_lock:
+            if self._flags is not None:
+                self._flags[pid] = self._flags[pid] & keep | add

@@ -31,7 +31,7 @@ class TlsPrograms:
         Raises:
             LoadError: this kernel or this build has no room for them; the message says which.
         """
-        loaded = Object(built_object())
+        loaded = Object(built_object(old=self._capture.old))
         try:
             if TLS_PROGRAMS[0] not in loaded.programs or not self._capture.object.has_map("tls_sessions"):
                 raise LoadError("TLS is looked into on x86-64 and Linux 5.15 or newer only")

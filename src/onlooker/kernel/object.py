@@ -30,14 +30,17 @@ from onlooker.kernel.btf import VAR, Btf, section
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 
 
-def built_object() -> bytes:
+def built_object(*, old: bool = False) -> bytes:
     """The object built for this machine's architecture.
+
+    Args:
+        old: The one for kernels without storage in sockets and tasks, or without trampolines.
 
     Raises:
         LoadError: this build has none.
     """
     machine = platform.machine()
-    name = f"onlooker-{ARCHITECTURES.get(machine, machine)}.bpf.o"
+    name = f"onlooker-{ARCHITECTURES.get(machine, machine)}{'-old' if old else ''}.bpf.o"
     try:
         return resources.files(__package__).joinpath(name).read_bytes()
     except FileNotFoundError:
@@ -209,7 +212,9 @@ class Object:
         """Use the maps of another object, which is loaded, in place of own ones; constants stay its own."""
         for name, handle in self.maps.items():
             if not name.endswith(".rodata"):
-                error = self._lib.bpf_map__reuse_fd(handle, other.map_fd(name))
+                # libbpf names global sections after the object
+                theirs = other.map_fd(name[name.index(".") :] if "." in name else name)
+                error = self._lib.bpf_map__reuse_fd(handle, theirs)
                 if error < 0:
                     raise LoadError(f"cannot share the map {name}: {os.strerror(-error)}")
 
@@ -243,13 +248,10 @@ class Object:
         log = re.search(r"-- BEGIN PROG LOAD LOG --\n(.*?)-- END PROG LOAD LOG --", messages, re.S)
         if program and log and log[1].strip():
             return VerifierError(program[1], log[1])
-        if number == 1:
-            return LoadError(
-                "the kernel does not let this process load BPF programs (EPERM); run as root, or with "
-                "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; `onlooker doctor` tells more"
-            )
-        last = messages.strip().splitlines()[-1] if messages.strip() else os.strerror(number)
-        return LoadError(f"cannot load the BPF object: {last}")
+        lines = [line.removeprefix("libbpf: ") for line in messages.splitlines() if line.strip()]
+        # every failure ends with "failed to load object"; what failed stands before it, first
+        telling = [line for line in lines if "failed to load object" not in line]
+        return LoadError(f"cannot load the BPF object: {telling[0] if telling else os.strerror(number)}")
 
     # ---- after load ----
 
@@ -263,6 +265,15 @@ class Object:
             if fd >= 0:
                 fd = self._program_fds[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
         return fd
+
+    @property
+    def library(self) -> ctypes.CDLL:
+        """Libbpf, typed."""
+        return self._lib
+
+    def has_map(self, name: str) -> bool:
+        """Whether there is such a map."""
+        return name in self.maps or name in self._kept_maps
 
     def map_fd(self, name: str) -> int:
         """File descriptor of a map."""
@@ -307,6 +318,16 @@ class Object:
     def global_bytes(self, name: str) -> Cells:
         """A global array of bytes in ``.bss``."""
         cells = Cells(self.map_fd(".bss"), *self._variable(".bss", name))
+        self._cells.append(cells)
+        return cells
+
+    def cells(self, name: str) -> Cells:
+        """An array of bytes: a global in ``.bss``, or a map of its own where values must be small."""
+        if name not in self.maps:
+            return self.global_bytes(name)
+        handle = self.maps[name]
+        size = self._lib.bpf_map__max_entries(handle) * self._lib.bpf_map__value_size(handle)
+        cells = Cells(self.map_fd(name), 0, size)
         self._cells.append(cells)
         return cells
 

@@ -140,6 +140,15 @@ def detect() -> Features:
     return Features(known[ATTACH_UPROBE_MULTI], known[ATTACH_UPROBE_SESSION], _has_cookies(kernel))
 
 
+def load_nothing(attach_type: int = 0) -> int:
+    """Load a program that does nothing, of the type of probes; gives its descriptor, which is the caller's.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    return _load_nothing(_Kernel(), attach_type)
+
+
 def _load_nothing(kernel: _Kernel, attach_type: int) -> int:
     code = ctypes.create_string_buffer(_TWO_INSTRUCTIONS, len(_TWO_INSTRUCTIONS))
     text = ctypes.create_string_buffer(b"GPL")

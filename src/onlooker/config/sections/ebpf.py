@@ -282,6 +282,14 @@ class LogEnricher(Section, frozen=True):
 class Ebpf(Section, frozen=True):
     """What happens in the kernel."""
 
+    capture_hook: Annotated[
+        str,
+        Key(Choice("auto", "tracepoint", "fexit", "kprobe", "raw_syscalls"),
+            "Where the kernel is asked for socket traffic. `auto` takes the best that this kernel has; the others are "
+            "for tests and for comparing. `raw_syscalls` taxes every system call of the machine and is never taken by "
+            "itself."),
+    ] = "auto"  # fmt: skip
+
     context_propagation: Annotated[
         str,
         Key(TEXT, "Whether `traceparent` is written into requests: `disabled`, `headers`, `tcp`, `all`.",
