@@ -9,9 +9,8 @@ import contextlib
 import ctypes
 import gc
 import os
-import ssl
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 # mallopt(3)
 _M_TRIM_THRESHOLD: Final = -1
@@ -20,8 +19,9 @@ _M_ARENA_MAX: Final = -8
 
 _KEPT_FREE_BYTES: Final = 8 << 20
 """What the heap may keep between two batches: less would fault its pages in again for every one."""
-_OWN_MAPPING_BYTES: Final = 8 << 20
-"""Larger blocks go back to the system when they are freed: columns after a stall, copies of a whole ring."""
+_OWN_MAPPING_BYTES: Final = 512 << 10
+"""Larger blocks are mapped on their own and go back to the system: requests on their way out would else pin the heap
+in pieces between the columns of batches.  What a batch of common size copies is smaller, and stays on the heap."""
 
 
 def settle_allocator() -> None:
@@ -44,7 +44,8 @@ def import_libraries() -> None:
     """
     with _environment("OPENBLAS_NUM_THREADS", "1"):
         import numpy  # noqa: F401
-    with _no_authorities():
+    # A client that is used by mistake fails: it trusts nobody.
+    with _environment("SSL_CERT_FILE", os.devnull), _environment("SSL_CERT_DIR", os.devnull):
         import aiohttp.web  # noqa: F401
 
 
@@ -68,18 +69,3 @@ def _environment(name: str, value: str) -> Iterator[None]:
         yield
     finally:
         del os.environ[name]
-
-
-@contextlib.contextmanager
-def _no_authorities() -> Iterator[None]:
-    """Contexts made in this block trust nobody: a client that would use one by mistake fails, and is not fooled."""
-
-    def bare(*_: Any, **__: Any) -> ssl.SSLContext:
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-    make = ssl.create_default_context
-    ssl.create_default_context = bare
-    try:
-        yield
-    finally:
-        ssl.create_default_context = make

@@ -16,16 +16,15 @@ def test_importing_it_changes_nothing() -> None:
 
 def test_no_authorities_are_read_for_a_client_that_nobody_uses() -> None:
     out = run(
-        "import ssl, os\n"
+        "import os\n"
         "from onlooker.light import import_libraries\n"
-        "make = ssl.create_default_context\n"
         "import_libraries()\n"
         "from aiohttp import connector\n"
         "context = connector._SSL_CONTEXT_VERIFIED\n"
         "print(context.cert_store_stats()['x509_ca'], context.verify_mode.name, context.check_hostname)\n"
-        "print(ssl.create_default_context is make, 'OPENBLAS_NUM_THREADS' in os.environ)"
+        "print('SSL_CERT_FILE' in os.environ, 'SSL_CERT_DIR' in os.environ, 'OPENBLAS_NUM_THREADS' in os.environ)"
     )
-    assert out.split("\n") == ["0 CERT_REQUIRED True", "True False"]  # such a client trusts nobody
+    assert out.split("\n") == ["0 CERT_REQUIRED True", "False False False"]
 
 
 def test_blas_starts_no_threads() -> None:
