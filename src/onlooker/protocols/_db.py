@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from onlooker import semconv
 from onlooker.batches import AttributeValue
 from onlooker.protocols import Operation, Segment
 from onlooker.protocols._sql import Statement, Statements
+
+if TYPE_CHECKING:
+    from onlooker.protocols._hpack import HeaderCache
 
 MAX_EARLY: Final = 8
 """Responses kept for a request whose record comes later: another thread may read before the sender's hook ran."""
@@ -61,6 +64,15 @@ class Options:
     statement_cache: int = 1024
     _statements: dict[str, Statements] = field(default_factory=dict, repr=False)
     _named: dict[object, tuple[str, Mapping[str, AttributeValue]]] = field(default_factory=dict, repr=False)
+    _headers: HeaderCache | None = field(default=None, repr=False)
+
+    def header_cache(self) -> HeaderCache:
+        """The cache of HTTP/2 header blocks."""
+        if self._headers is None:
+            from onlooker.protocols._hpack import HeaderCache  # with the first connection that needs it
+
+            self._headers = HeaderCache()
+        return self._headers
 
     def statements(self, dialect: str) -> Statements:
         """The cache of one SQL dialect."""

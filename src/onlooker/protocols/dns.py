@@ -228,7 +228,8 @@ class DnsParser:
             varying[RESENDS] = lookup.resends
         end_ns = max(end_ns, asked.mono_ns)
         return Operation(
-            f"{lookup.type} {lookup.name}", dims, asked.mono_ns, asked.mono_ns, end_ns if response else 0, end_ns,
+            # the question is an attribute: names of hosts would make one series each
+            f"DNS {lookup.type}", dims, asked.mono_ns, asked.mono_ns, end_ns if response else 0, end_ns,
             varying,
             lookup.size, response.length if response else -1, error, asked.trace_id, asked.span_id,
             asked.trace_flags if asked.trace_id else 1, asked.parent_source, asked.tid, False,

@@ -119,4 +119,4 @@ def make_parser(protocol: int, role: int, *, options: Options) -> SegmentParser:
         factory = _factories[protocol] = cast(
             "Callable[..., SegmentParser]", getattr(importlib.import_module(module), name)
         )
-    return factory() if protocol == 2 else factory(role, options)
+    return factory(cache=options.header_cache()) if protocol == 2 else factory(role, options)

@@ -36,7 +36,7 @@ def test_answer_by_udp() -> None:
     parser = DnsParser(3, Options())
     assert feed(parser, True, query("A.example"), 1000) == []
     (operation,) = feed(parser, False, answer("a.example", records=RECORD * 2, count=2), 5000)
-    assert operation.name == "A a.example"
+    assert operation.name == "DNS A"
     assert operation.varying == {"dns.question.name": "a.example", "dns.answers": ("192.0.2.1", "192.0.2.1")}
     assert "dns.question.name" not in operation.dims
     assert (operation.start_mono_ns, operation.end_mono_ns, operation.error) == (1000, 5000, "")
@@ -73,8 +73,8 @@ def test_two_questions_of_one_id_are_kept_apart() -> None:
     parser = DnsParser(3, Options())
     feed(parser, True, query("a.example", 1), 1)
     feed(parser, True, query("a.example", 28), 2)
-    assert [o.name for o in feed(parser, False, answer("a.example", 28), 3)] == ["AAAA a.example"]
-    assert [o.name for o in feed(parser, False, answer("a.example", 1), 4)] == ["A a.example"]
+    assert [o.name for o in feed(parser, False, answer("a.example", 28), 3)] == ["DNS AAAA"]
+    assert [o.name for o in feed(parser, False, answer("a.example", 1), 4)] == ["DNS A"]
 
 
 def test_tcp_with_its_length_read_alone() -> None:
@@ -83,7 +83,7 @@ def test_tcp_with_its_length_read_alone() -> None:
     feed(parser, True, len(asked).to_bytes(2, "big") + asked, 1)
     assert feed(parser, False, len(said).to_bytes(2, "big"), 2) == []
     (operation,) = feed(parser, False, said, 3)
-    assert operation.name == "A a.example"
+    assert operation.name == "DNS A"
 
 
 def test_hostile_names() -> None:
