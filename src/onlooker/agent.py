@@ -43,7 +43,14 @@ from onlooker.plaintext import Plaintext
 from onlooker.protocols import registry
 from onlooker.randomness import SystemRandom
 from onlooker.sample.samplers import Samplers, make_sampler
-from onlooker.settings import aggregate_options, exporters, protocol_options, route_options, store_options
+from onlooker.settings import (
+    aggregate_options,
+    exporters,
+    protocol_options,
+    route_options,
+    store_options,
+    traced_protocols,
+)
 from onlooker.store import Store
 from onlooker.web.server import WebServer
 
@@ -220,9 +227,12 @@ class Agent:
                 version=__version__, max_spans=config.otel_traces_export.batch_max_size
             )
             spans = self.spans
+            wanted = traced_protocols(config)
 
             def export(batch: RequestBatch) -> None:
-                spans.put(encoder.encode(batch, table, self.identities.services, pipeline.values))
+                protocol = int(batch.protocol[0]) if len(batch) else 0  # one a batch
+                if protocol in wanted:
+                    spans.put(encoder.encode(batch, table, self.identities.services, pipeline.values))
 
             pipeline.sinks.append(export)
         if config.trace_printer != "disabled":

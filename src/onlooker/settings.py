@@ -15,7 +15,7 @@ from onlooker.export.endpoint import Connection, Signal, Tls, resolve_endpoint
 from onlooker.export.exporter import Limits, MetricExporter, SpanExporter, make_transport
 from onlooker.export.prometheus import PrometheusOptions
 from onlooker.export.retry import RetryPolicy
-from onlooker.protocols.registry import Options
+from onlooker.protocols.registry import PROTOCOLS, Options
 from onlooker.store import MEMORY, StoreOptions
 
 
@@ -80,6 +80,14 @@ def store_options(config: Config) -> StoreOptions:
     return StoreOptions(
         path=store.path if store.enabled and store.path else MEMORY, max_bytes=store.max_bytes, max_age_s=store.max_age
     )
+
+
+def traced_protocols(config: Config) -> frozenset[int]:
+    """Protocols whose spans are exported: ``otel_traces_export.instrumentations``, which leaves DNS out by default."""
+    chosen = config.otel_traces_export.instrumentations
+    everything = "*" in chosen
+    web = {1, 2} if everything or {"http", "grpc"} & set(chosen) else set()
+    return frozenset(web | {n for n, info in PROTOCOLS.items() if everything or info.instrumentation in chosen})
 
 
 def prometheus_options(config: Config) -> PrometheusOptions:
