@@ -42,10 +42,10 @@ def import_libraries() -> None:
     numpy's BLAS starts a thread for each CPU, and no product of matrices here is worth one.  aiohttp reads all
     certificate authorities of the system for its client (2.6 MB, and 0.1 s of a cold start); onlooker serves with it.
     """
-    with _environment("OPENBLAS_NUM_THREADS", "1"):
+    with _environment(OPENBLAS_NUM_THREADS="1"):
         import numpy  # noqa: F401
     # A client that is used by mistake fails: it trusts nobody.
-    with _environment("SSL_CERT_FILE", os.devnull), _environment("SSL_CERT_DIR", os.devnull):
+    with _environment(SSL_CERT_FILE=os.devnull, SSL_CERT_DIR=os.devnull):
         import aiohttp.web  # noqa: F401
 
 
@@ -59,13 +59,15 @@ def release_start() -> None:
 
 
 @contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Set for this block alone: commands that the agent starts have nothing to do with it."""
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = value
+def _environment(**settings: str) -> Iterator[None]:
+    """Set for this block alone: what the agent starts later has nothing to do with it."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
-        del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -17,14 +17,16 @@ def test_importing_it_changes_nothing() -> None:
 def test_no_authorities_are_read_for_a_client_that_nobody_uses() -> None:
     out = run(
         "import os\n"
+        "os.environ['SSL_CERT_DIR'] = '/etc/ssl/certs'\n"
+        "before = dict(os.environ)\n"
         "from onlooker.light import import_libraries\n"
         "import_libraries()\n"
         "from aiohttp import connector\n"
         "context = connector._SSL_CONTEXT_VERIFIED\n"
         "print(context.cert_store_stats()['x509_ca'], context.verify_mode.name, context.check_hostname)\n"
-        "print('SSL_CERT_FILE' in os.environ, 'SSL_CERT_DIR' in os.environ, 'OPENBLAS_NUM_THREADS' in os.environ)"
+        "print(os.environ == before)"
     )
-    assert out.split("\n") == ["0 CERT_REQUIRED True", "False False False"]
+    assert out.split("\n") == ["0 CERT_REQUIRED True", "True"]
 
 
 def test_blas_starts_no_threads() -> None:
@@ -35,7 +37,7 @@ def test_blas_starts_no_threads() -> None:
     assert out == "1"
 
 
-def test_what_the_user_set_for_blas_stays() -> None:
+def test_what_the_user_set_comes_back() -> None:
     out = run(
         "import os\nos.environ['OPENBLAS_NUM_THREADS'] = '2'\n"
         "from onlooker.light import import_libraries\nimport_libraries()\nprint(os.environ['OPENBLAS_NUM_THREADS'])"
