@@ -63,6 +63,9 @@ def program_of(process: Process, language: Language) -> Program:
     name = process.exe_name or (process.args[0].rpartition("/")[2] if process.args else "") or process.stat.comm
     if reader is not None:
         return reader(process)
+    alias = process.args[0].split(" ")[0].rpartition("/")[2] if process.args else ""
+    if alias[:15] == process.stat.comm and alias:  # started by another name of the file: redis-server is redis-check-rdb
+        name = alias
     if name.startswith("uwsgi"):
         return _uwsgi(process)
     if process.exe.startswith("/memfd:") and process.args:  # a program that was never a file

@@ -266,7 +266,7 @@ class Watcher:
     def _forked(self, pid: int, parent_pid: int, start_ticks: int) -> bool:
         """Register the child of a watched process without reading it.  False if that cannot be done."""
         parent = self.decisions.get(parent_pid)
-        if parent is None or not parent.watched or parent.member is None:
+        if parent is None or not parent.watched or parent.member is None or pid == parent_pid:
             return False
         known = self.decisions.get(pid)
         if known is not None:

@@ -109,6 +109,12 @@ def test_a_program_is_called_what_its_owner_calls_it(
     assert named(fake).name == expected
 
 
+def test_a_file_with_several_names_is_called_by_the_one_that_was_used(tmp_path: Path) -> None:
+    fake = FakeProc(tmp_path)
+    fake.add(70, exe="/usr/bin/redis-check-rdb", args=["redis-server 127.0.0.1:6379"], comm=b"redis-server")
+    assert named(fake).name == "redis-server"
+
+
 def test_the_order_of_name_sources(tmp_path: Path) -> None:
     fake = FakeProc(tmp_path)
     environ = {"OTEL_SERVICE_NAME": "by-env", "OTEL_RESOURCE_ATTRIBUTES": "service.name=by-attribute,team=a"}
