@@ -98,7 +98,7 @@ def parts(run: Path, ports: list[int], *, visitors: bool) -> list[Part]:
         Part(
             "shop",
             [str(BUILD / "venv/bin/gunicorn"), "--bind", f"unix:{run}/shop.sock", "--worker-class", "gthread",
-             "--workers", "2", "--threads", "4", "--keep-alive", "30", "--worker-tmp-dir", str(run),
+             "--workers", "2", "--threads", "4", "--keep-alive", "30", "--graceful-timeout", "1", "--worker-tmp-dir", str(run),
              "--log-level", "warning", "shop:app"],
             lambda: (run / "shop.sock").exists(),
             "Flask in gunicorn, a UNIX socket",
