@@ -98,8 +98,8 @@ def parts(run: Path, ports: list[int], *, visitors: bool) -> list[Part]:
         Part(
             "shop",
             [str(BUILD / "venv/bin/gunicorn"), "--bind", f"unix:{run}/shop.sock", "--worker-class", "gthread",
-             "--workers", "2", "--threads", "4", "--keep-alive", "30", "--graceful-timeout", "1", "--worker-tmp-dir", str(run),
-             "--log-level", "warning", "shop:app"],
+             "--workers", "2", "--threads", "4", "--keep-alive", "30", "--graceful-timeout", "1",
+             "--worker-tmp-dir", str(run), "--log-level", "warning", "shop:app"],
             lambda: (run / "shop.sock").exists(),
             "Flask in gunicorn, a UNIX socket",
             {"CATALOG_URL": f"http://127.0.0.1:{catalog}", "PRICING_URL": f"http://127.0.0.1:{pricing}"},
