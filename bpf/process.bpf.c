@@ -55,6 +55,19 @@ __noinline int tell_tls(__u32 tgid)
 	return 0;
 }
 
+/* Its dynamic loader has news for debuggers, and for us. */
+__noinline int tell_loaded(__u32 tgid)
+{
+	struct process_record *record;
+
+	if (!(flags_of(tgid) & PROCESS_WATCHED))
+		return 0;
+	record = begin_record(PROCESS_LOADED, (struct task_struct *)bpf_get_current_task());
+	if (record)
+		end_record(record);
+	return 0;
+}
+
 /* A child of a watched process is watched from its first instruction. */
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(tp_fork, struct task_struct *parent, struct task_struct *child)

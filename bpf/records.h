@@ -52,6 +52,7 @@ enum process_event {
 	PROCESS_EXIT = 3,   /* the last thread of a watched process is gone */
 	PROCESS_LISTEN = 4, /* any process of the host began to listen on a TCP port */
 	PROCESS_SPEAKS_TLS = 5, /* a watched process without probes on TLS libraries opened a TLS connection */
+	PROCESS_LOADED = 6, /* a watched process loaded a library or let one go */
 };
 VALUES(process_event);
 

@@ -353,6 +353,14 @@ int tls_call(struct pt_regs *regs)
 	return 0;
 }
 
+/* The dynamic loader calls a function that does nothing when it has loaded a library: `_dl_debug_state`. */
+SEC("uprobe")
+int tls_loaded(struct pt_regs *regs)
+{
+	tell_loaded(bpf_get_current_pid_tgid() >> 32);
+	return 0;
+}
+
 #endif
 
 char _license[] SEC("license") = "Dual BSD/GPL";

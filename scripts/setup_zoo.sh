@@ -43,6 +43,7 @@ need() { # need PACKAGE COMMAND-OR-FILE...
 
 need gcc gcc cc
 need libc6-dev /usr/include/stdio.h
+need libgnutls28-dev /usr/include/gnutls/gnutls.h
 need curl curl
 need python3 python3
 need nginx-light nginx /usr/sbin/nginx
@@ -94,6 +95,8 @@ c_programs() {
 	for program in server client; do
 		cc -O2 -g -Wall -Wextra -Werror -pthread -o "$out/bin/c-$program" "$sources/c/$program.c"
 	done
+	cc -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -pthread -DWITH_GNUTLS -o "$out/bin/c-server-gnutls" \
+		"$sources/c/server.c" -lgnutls
 }
 step c "$sources"/c/*.c -- c_programs
 

@@ -46,6 +46,7 @@ struct {
 } tls_sockets SHARED_MAP;
 
 int tell_tls(__u32 tgid); /* process.bpf.c */
+int tell_loaded(__u32 tgid);
 
 /* Defined in socket.bpf.c: the same engine that follows plain sockets. */
 int tls_take(struct connection *c, struct work *w, __u32 direction);

@@ -67,6 +67,8 @@ def own_metrics(agent: Agent) -> OwnMetrics:
     own.gauge("ring_fill", "How full a ring is, by the size of its records.", unit="1", label="record_bytes",
               read=lambda: {str(k): v for k, v in agent.capture.fill().items()})  # fmt: skip
     own.gauge("instrumented_processes", "Processes that are watched.", read=lambda: len(watcher.watched()))
+    own.gauge("tls_processes", "Processes with probes on their TLS libraries.",
+              read=lambda: agent.plaintext.prober.probed())  # fmt: skip
     own.gauge("tls_invisible", "Processes whose TLS is not seen into, by reason.", label="reason",
               read=agent.plaintext.prober.invisible)  # fmt: skip
     own.counter("tls_probe_failures", "Attachments to TLS libraries that failed, by reason.", label="reason",

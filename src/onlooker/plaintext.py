@@ -48,12 +48,10 @@ class Plaintext:
 
     def apply(self, rows: NDArray[Any]) -> None:
         """Take in ``(n,)`` `PROCESS_RECORD`: who listens has loaded its libraries by now, who speaks TLS has one."""
-        events = rows["event"]
-        for row in rows[(events == ProcessEvent.PROCESS_LISTEN) | (events == ProcessEvent.PROCESS_SPEAKS_TLS)]:
-            pid = int(row["tgid"])
-            if row["event"] == ProcessEvent.PROCESS_SPEAKS_TLS:
+        for event, pid in zip(rows["event"].tolist(), rows["tgid"].tolist(), strict=True):
+            if event == ProcessEvent.PROCESS_SPEAKS_TLS:
                 self.prober.speaks_tls(pid)
-            else:
+            elif event in (ProcessEvent.PROCESS_LISTEN, ProcessEvent.PROCESS_LOADED):
                 self.prober.look_again(pid)
 
     def outlook(self) -> list[Outlook]:

@@ -94,9 +94,10 @@ class ClientSpec:
 
     Attributes:
         command: The program and its first arguments; port, plan, mode and connections follow.
-        options: Arguments behind those.
+        options: Arguments behind those; for curl, lines of its configuration.
         modes: ``keepalive``, ``fresh`` or both.
         concurrent: Whether it can use several connections at once.
+        scheme: Of the URLs.
     """
 
     name: str
@@ -106,6 +107,7 @@ class ClientSpec:
     options: tuple[str, ...] = ()
     modes: tuple[str, ...] = ("keepalive", "fresh")
     concurrent: bool = True
+    scheme: str = "http"
 
 
 def _script(name: str) -> str:
@@ -132,7 +134,7 @@ def _uvicorn(*options: str) -> Callable[[Place], Mapping[str, Sequence[str]]]:
 
 def _fill(name: str, place: Place, **values: object) -> Path:
     text = (SOURCES / "conf" / name).read_text()
-    for key, value in {"PREFIX": place.directory, "PORT": place.port, **values}.items():
+    for key, value in {"PREFIX": place.directory, "PORT": place.port, "TLS": "", **values}.items():
         text = text.replace(f"{{{key}}}", str(value))
     path = place.directory / name
     path.write_text(text)
@@ -152,9 +154,9 @@ def _nginx_command(place: Place, configuration: Path) -> list[str]:
     return [nginx, "-p", str(place.directory), "-e", "stderr", "-c", str(configuration)]
 
 
-def _nginx(place: Place) -> Mapping[str, Sequence[str]]:
+def _nginx(place: Place, **values: object) -> Mapping[str, Sequence[str]]:
     _files(place)
-    return {"nginx": _nginx_command(place, _fill("nginx.conf", place))}
+    return {"nginx": _nginx_command(place, _fill("nginx.conf", place, **values))}
 
 
 def _nginx_gunicorn(place: Place) -> Mapping[str, Sequence[str]]:
@@ -165,9 +167,9 @@ def _nginx_gunicorn(place: Place) -> Mapping[str, Sequence[str]]:
     }
 
 
-def _httpd(place: Place) -> Mapping[str, Sequence[str]]:
+def _httpd(place: Place, **values: object) -> Mapping[str, Sequence[str]]:
     _files(place)
-    configuration = _fill("httpd.conf", place, MODULES=APACHE_MODULES)
+    configuration = _fill("httpd.conf", place, MODULES=APACHE_MODULES, **values)
     return {
         "httpd": [which("apache2") or "apache2", "-d", str(place.directory), "-f", str(configuration), "-DFOREGROUND"]
     }
@@ -436,13 +438,14 @@ def _wait_until_it_listens(server: Server, deadline: float) -> None:
 
 
 @contextlib.contextmanager
-def server(name: str) -> Iterator[Server]:
+def server(name: str | ServerSpec) -> Iterator[Server]:
     """Starts a server of the zoo, waits until it listens, and ends all of its processes afterwards.
 
     Raises:
         ZooError: It did not come up; the message has its output.
     """
-    spec = SERVERS[name]
+    spec = SERVERS[name] if isinstance(name, str) else name
+    name = spec.name
     require(spec)
     with tempfile.TemporaryDirectory(prefix=f"zoo-{name}-", ignore_cleanup_errors=True) as text:
         directory = Path(text)
@@ -538,7 +541,8 @@ class Client:
 
     def _command(self, port: int, mode: str, connections: int) -> list[str]:
         if self.spec.name == "curl":
-            return ["curl", "--config", "-"]  # waits for the end of its standard input before it does anything
+            # waits for the end of its standard input before it does anything; its directory says whose it is
+            return ["curl", "--config", "-", "--stderr", str(self._directory / "curl-errors")]
         if self.spec.name == "curl-each":
             for request in self.plan:
                 (self._directory / f"{request.n}.curl").write_text(self._curl_configuration([request]))
@@ -558,10 +562,11 @@ class Client:
 
     def _curl_request(self, request: PlannedRequest) -> str:
         lines = [
-            f'url = "http://127.0.0.1:{self._port}{request.target}"',
+            f'url = "{self.spec.scheme}://127.0.0.1:{self._port}{request.target}"',
             'output = "/dev/null"',
             "silent",
             'noproxy = "*"',
+            *self.spec.options,
         ]
         lines.append('write-out = "%{json}\\n"')
         if not self._keep_alive and self.spec.name == "curl":
@@ -591,14 +596,15 @@ def _from_curl(request: PlannedRequest, line: Mapping[str, Any]) -> dict[str, An
 
 @contextlib.contextmanager
 def client(
-    name: str, port: int, plan: Sequence[PlannedRequest], *, keep_alive: bool = True, connections: int = 1
+    name: str | ClientSpec, port: int, plan: Sequence[PlannedRequest], *, keep_alive: bool = True, connections: int = 1
 ) -> Iterator[Client]:
     """Starts a client of the zoo and lets it wait: `Client.run` gives the signal.
 
     Raises:
         ZooError: It did not come up; the message has its output.
     """
-    spec = CLIENTS[name]
+    spec = CLIENTS[name] if isinstance(name, str) else name
+    name = spec.name
     require(spec)
     with tempfile.TemporaryDirectory(prefix=f"zoo-{name}-", ignore_cleanup_errors=True) as text:
         started = Client(spec, port, plan, Path(text), keep_alive=keep_alive, connections=connections)

@@ -1,4 +1,4 @@
-"""Keeps probes on the TLS libraries of watched processes: looks into them when they start, fork, load and first use TLS.
+"""Keeps probes on the TLS libraries of watched processes: looks when they start, fork, load one and first speak TLS.
 
 Receives process ids, hands on nothing: probes are attached to programs of the kernel side, which are loaded when the
 first library is found.  All work is done by one thread of its own: examining a library takes up to 0.3 s, attaching
@@ -13,15 +13,19 @@ from __future__ import annotations
 import contextlib
 import heapq
 import logging
+import os
 import queue
+import re
 import resource
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-from onlooker.attach.registry import Closeable, ProbeRegistry, ProgramFds, Programs, library_attacher
+from onlooker.attach.elf import ElfFile
+from onlooker.attach.maps import mapped_files, open_paths
+from onlooker.attach.registry import ProbeRegistry, ProgramFds, Programs, library_attacher
 from onlooker.attach.tls import Abi, TlsCatalog, TlsFunction, TlsLibrary
 from onlooker.errors import AgentError
 from onlooker.kernel import uprobe
@@ -35,6 +39,8 @@ ASKED_PAUSE_S: Final = 2.0
 """A process whose TLS is nowhere to be found is not searched more often."""
 OPEN_FILES: Final = 65536
 NO_LIBRARY: Final = "no TLS library is known in it"
+
+_LOADER: Final = re.compile(r"ld-(linux|musl|\d)|ld\.so|ld64")
 
 ENDS_SESSION: Final = frozenset({"SSL_free", "gnutls_deinit", "PR_Close"})
 
@@ -64,7 +70,7 @@ class _Process:
     libraries: tuple[TlsLibrary, ...] = ()
     probed: bool = False
     asked_s: float = 0.0
-    due: set[float] = field(default_factory=set)
+    loader: uprobe.UprobeLink | None = None  # tells when it loads something
 
 
 def outlook_of(pid: int, libraries: Sequence[TlsLibrary]) -> list[Outlook]:
@@ -139,6 +145,9 @@ class Prober:
         self._due: list[tuple[float, int]] = []
         self._thread: threading.Thread | None = None
         self._rescan_s = 0.0
+        self._features: uprobe.Features | None = None
+        self._fds: Mapping[str, int] = {}
+        self._loaders: dict[tuple[int, int], int] = {}
         self.registry: ProbeRegistry | None = None
         self.load_error = ""
         self.busy_s = 0.0
@@ -195,6 +204,10 @@ class Prober:
                 reasons[row.reason] = reasons.get(row.reason, 0.0) + 1.0
         return reasons
 
+    def probed(self) -> int:
+        """How many processes have probes."""
+        return sum(process.probed for process in self._processes.copy().values())
+
     def failures(self) -> dict[str, float]:
         """Attachments that failed, by reason."""
         if self.registry is None:
@@ -215,6 +228,9 @@ class Prober:
             self.busy_s = time.thread_time()
         if self.registry is not None:
             self.registry.close()
+        for process in self._processes.values():
+            if process.loader is not None:
+                process.loader.close()
 
     def _wait(self) -> bool:
         """Take in what was asked for, until something is due.  False: it is time to end."""
@@ -232,6 +248,8 @@ class Prober:
         now_s = self._clock()
         if what == "forget":
             gone = self._processes.pop(pid, None)
+            if gone is not None and gone.loader is not None:
+                gone.loader.close()
             if gone is not None and gone.probed and self.registry is not None:
                 self.registry.forget(pid)
                 self._sweep(pid)
@@ -279,8 +297,41 @@ class Prober:
                 process.probed = bool(wanted)
                 if wanted:
                     self._mark(pid)
+            elif process.loader is None and not libraries:
+                self._watch_loader(pid, process)
         except (AgentError, OSError) as err:
             log.warning("cannot look into the TLS of process %d: %s", pid, err)
+
+    def _watch_loader(self, pid: int, process: _Process) -> None:
+        """Be told when a process without a TLS library loads one: interpreters do when a script first needs it."""
+        for file in mapped_files(pid):
+            if not _LOADER.match(os.path.basename(file.path)):
+                continue
+            for path in open_paths(pid, file):
+                offset = self._loader_offset(path)
+                if offset is None:
+                    continue
+                if offset and self._ready():
+                    assert self._features is not None
+                    process.loader = uprobe.attach(
+                        self._fds["tls_loaded"], path, [offset], pid=pid, features=self._features
+                    )
+                    # it may have loaded one meanwhile
+                    heapq.heappush(self._due, (self._clock(), pid))
+                return
+
+    def _loader_offset(self, path: str) -> int | None:
+        """Where a loader tells debuggers of libraries; 0 if nowhere, None if it is not the file that is mapped."""
+        try:
+            status = os.stat(path)
+            key = (status.st_dev, status.st_ino)
+            if key not in self._loaders:
+                with ElfFile(path) as elf:
+                    found = elf.find_functions(("_dl_debug_state",)).get("_dl_debug_state")
+                    self._loaders[key] = (elf.offset_of(found.address) or 0) if found is not None else 0
+            return self._loaders[key]
+        except (OSError, AgentError):
+            return None
 
     def _ready(self) -> bool:
         """Load the programs, once."""
@@ -290,17 +341,13 @@ class Prober:
                 if not features.cookies:
                     self.load_error = "this kernel's uprobes carry no cookies (5.15 has them)"
                     return False
-                attacher = library_attacher(program_chooser(self._load(features)), features)
-                self.registry = ProbeRegistry(attacher, dispose=_dispose)
+                self._features, self._fds = features, self._load(features)
+                attacher = library_attacher(program_chooser(self._fds), features)
+                self.registry = ProbeRegistry(attacher)
             except AgentError as err:
                 self.load_error = str(err)
                 log.warning("TLS is not looked into: %s", err)
         return self.registry is not None
-
-
-def _dispose(links: Sequence[Closeable]) -> None:
-    for link in links:
-        link.close()
 
 
 def _allow_many_files() -> None:

@@ -100,6 +100,7 @@ class ProcessEvent(enum.IntEnum):
     PROCESS_EXIT = 3
     PROCESS_LISTEN = 4
     PROCESS_SPEAKS_TLS = 5
+    PROCESS_LOADED = 6
 
 
 class HttpMethod(enum.IntEnum):

@@ -14,7 +14,7 @@ from onlooker.errors import LoadError
 from onlooker.kernel.object import Object, built_object
 from onlooker.kernel.uprobe import Features
 
-TLS_PROGRAMS: Final = ("tls_call", "tls_free", "tls_go_read")
+TLS_PROGRAMS: Final = ("tls_call", "tls_free", "tls_go_read", "tls_loaded")
 _KEY: Final = 16  # struct tls_key of bpf/lib/tls.h: address, tgid
 
 

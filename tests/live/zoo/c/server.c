@@ -14,6 +14,63 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef WITH_GNUTLS
+#include <gnutls/gnutls.h>
+
+static gnutls_certificate_credentials_t credentials;
+static __thread gnutls_session_t session; /* a thread has one connection */
+
+static ssize_t receive(int fd, void *to, size_t size)
+{
+	ssize_t got;
+
+	do {
+		got = gnutls_record_recv(session, to, size);
+	} while (got == GNUTLS_E_AGAIN || got == GNUTLS_E_INTERRUPTED || got == GNUTLS_E_REHANDSHAKE);
+	return got;
+}
+
+/* One piece a call, as programs do that have no vectors to give. */
+static ssize_t transmit(int fd, struct iovec *parts, int count)
+{
+	return gnutls_record_send(session, parts->iov_base, parts->iov_len);
+}
+
+static int hello(int fd)
+{
+	int result;
+
+	gnutls_init(&session, GNUTLS_SERVER);
+	gnutls_set_default_priority(session);
+	gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, credentials);
+	gnutls_transport_set_int(session, fd);
+	do {
+		result = gnutls_handshake(session);
+	} while (result < 0 && !gnutls_error_is_fatal(result));
+	return result == 0;
+}
+
+static void goodbye(void)
+{
+	gnutls_bye(session, GNUTLS_SHUT_WR);
+	gnutls_deinit(session);
+}
+
+static int prepare(void)
+{
+	gnutls_global_init();
+	gnutls_certificate_allocate_credentials(&credentials);
+	return gnutls_certificate_set_x509_key_file(credentials, getenv("ZOO_TLS_CERTIFICATE"), getenv("ZOO_TLS_KEY"),
+						    GNUTLS_X509_FMT_PEM) >= 0;
+}
+#else
+#define receive(fd, to, size) recv(fd, to, size, 0)
+#define transmit writev
+#define hello(fd) 1
+#define goodbye() (void)0
+#define prepare() 1
+#endif
+
 #define HEAD_MAX 65536
 
 struct reader {
@@ -33,7 +90,7 @@ static int fill(struct reader *in)
 		if (in->end == HEAD_MAX)
 			return 0; /* a head that does not fit */
 	}
-	ssize_t got = recv(in->fd, in->buffer + in->end, HEAD_MAX - in->end, 0);
+	ssize_t got = receive(in->fd, in->buffer + in->end, HEAD_MAX - in->end);
 	if (got <= 0)
 		return 0;
 	in->end += got;
@@ -76,7 +133,7 @@ static int take(struct reader *in, size_t want, char **body, size_t *length)
 static int send_all(int fd, struct iovec *parts, int count)
 {
 	while (count) {
-		ssize_t sent = writev(fd, parts, count);
+		ssize_t sent = transmit(fd, parts, count);
 		if (sent <= 0)
 			return 0;
 		while (count && (size_t)sent >= parts->iov_len) {
@@ -139,7 +196,8 @@ static int serve_one(struct reader *in)
 	}
 	if (!text)
 		return 0;
-	if (expects && send(in->fd, "HTTP/1.1 100 Continue\r\n\r\n", 25, MSG_NOSIGNAL) != 25)
+	struct iovec go_on = {(char *)"HTTP/1.1 100 Continue\r\n\r\n", 25};
+	if (expects && !send_all(in->fd, &go_on, 1))
 		return 0;
 	char *body = NULL;
 	int alive = 1;
@@ -189,8 +247,10 @@ static int serve_one(struct reader *in)
 static void *serve(void *argument)
 {
 	struct reader *in = argument;
-	while (serve_one(in))
-		;
+	if (hello(in->fd))
+		while (serve_one(in))
+			;
+	goodbye();
 	close(in->fd);
 	free(in);
 	return NULL;
@@ -204,6 +264,8 @@ int main(int argc, char **argv)
 	pthread_attr_t attributes;
 
 	signal(SIGPIPE, SIG_IGN);
+	if (!prepare())
+		return 1;
 	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	if (bind(listener, (struct sockaddr *)&address, size) || listen(listener, 512)) {

@@ -40,4 +40,8 @@ function start(exchange) {
   process.stdin.once("data", () => run(exchange));
 }
 
-module.exports = { port: Number(port), fresh: mode === "fresh", connections: Number(connections), start };
+const ca = process.env.ZOO_TLS_CA && fs.readFileSync(process.env.ZOO_TLS_CA);
+const http = ca ? require("node:https") : require("node:http");
+const base = `${ca ? "https" : "http"}://127.0.0.1:${port}`;
+
+module.exports = { ca, http, base, port: Number(port), fresh: mode === "fresh", connections: Number(connections), start };

@@ -1,6 +1,6 @@
 // Node's fetch (undici).
 "use strict";
-const { port, fresh, start } = require("./_plan.js");
+const { base, fresh, start } = require("./_plan.js");
 
 function body(bodyBytes, chunked) {
   const whole = Buffer.alloc(bodyBytes, "x");
@@ -17,6 +17,6 @@ function body(bodyBytes, chunked) {
 start(async ({ method, path, bodyBytes, chunked }) => {
   const options = { method, headers: fresh ? { connection: "close" } : {} };
   if (method === "POST") Object.assign(options, { body: body(bodyBytes, chunked), duplex: "half" });
-  const response = await fetch(`http://127.0.0.1:${port}${path}`, options);
+  const response = await fetch(`${base}${path}`, options);
   return { status: response.status, bytes: (await response.arrayBuffer()).byteLength };
 });

@@ -1,6 +1,9 @@
 // Node's own http server.  http_server.js PORT
 "use strict";
-const http = require("node:http");
+const fs = require("node:fs");
+const { ZOO_TLS_CERTIFICATE, ZOO_TLS_KEY } = process.env;
+const http = ZOO_TLS_KEY ? require("node:https") : require("node:http");
+const options = ZOO_TLS_KEY ? { cert: fs.readFileSync(ZOO_TLS_CERTIFICATE), key: fs.readFileSync(ZOO_TLS_KEY) } : {};
 
 function answer(response, status, body) {
   response.writeHead(status, { "Content-Length": Buffer.byteLength(body) });
@@ -18,7 +21,7 @@ function stream(response) {
   }, 1);
 }
 
-const server = http.createServer((request, response) => {
+const server = http.createServer(options, (request, response) => {
   const [, page, argument] = request.url.split("/");
   switch (page) {
     case "items":

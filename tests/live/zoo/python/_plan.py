@@ -1,15 +1,23 @@
 """What the Python clients share: arguments, the plan, the start signal and the truth they print."""
 
 import json
+import os
+import ssl
 import sys
 import threading
 import time
 
 PORT = int(sys.argv[1])
-BASE = f"http://127.0.0.1:{PORT}"
+CA = os.environ.get("ZOO_TLS_CA", "")
+BASE = f"{'https' if CA else 'http'}://127.0.0.1:{PORT}"
 FRESH = sys.argv[3] == "fresh"
 CONNECTIONS = int(sys.argv[4])
 HEADERS = {"Connection": "close"} if FRESH else {}
+
+
+def tls_context():
+    """Trusts the zoo's own authority; None without TLS."""
+    return ssl.create_default_context(cafile=CA) if CA else None
 
 
 def requests_of_plan():

@@ -4,7 +4,7 @@ import asyncio
 import time
 
 import aiohttp
-from _plan import BASE, CONNECTIONS, FRESH, HEADERS, PLAN, async_pieces, print_truth, record, wait_for_start
+from _plan import BASE, CONNECTIONS, FRESH, HEADERS, PLAN, async_pieces, print_truth, record, tls_context, wait_for_start
 
 
 async def work(session, planned_requests):
@@ -20,7 +20,7 @@ async def work(session, planned_requests):
 
 
 async def main():
-    connector = aiohttp.TCPConnector(limit=CONNECTIONS, force_close=FRESH)
+    connector = aiohttp.TCPConnector(limit=CONNECTIONS, force_close=FRESH, ssl=tls_context() or True)
     async with aiohttp.ClientSession(connector=connector, headers=HEADERS) as session:
         await asyncio.gather(*(work(session, PLAN[i::CONNECTIONS]) for i in range(CONNECTIONS)))
 

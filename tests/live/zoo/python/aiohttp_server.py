@@ -1,6 +1,8 @@
 """An aiohttp server.  aiohttp_server.py PORT."""
 
 import asyncio
+import os
+import ssl
 import sys
 
 from aiohttp import web
@@ -52,4 +54,8 @@ async def announce(app):
 application = web.Application(client_max_size=64 << 20)
 application.add_routes(routes)
 application.on_startup.append(announce)
-web.run_app(application, host="127.0.0.1", port=int(sys.argv[1]), print=None, backlog=512)
+context = None
+if certificate := os.environ.get("ZOO_TLS_CERTIFICATE"):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, os.environ["ZOO_TLS_KEY"])
+web.run_app(application, host="127.0.0.1", port=int(sys.argv[1]), print=None, backlog=512, ssl_context=context)

@@ -1,7 +1,9 @@
 """The standard library's threading HTTP server.  http_server.py PORT."""
 
 import http.server
+import os
 import socket
+import ssl
 import sys
 import time
 
@@ -72,5 +74,10 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
+if certificate := os.environ.get("ZOO_TLS_CERTIFICATE"):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, os.environ["ZOO_TLS_KEY"])
+    # the handshake is the handler's own affair: the thread that accepts must not wait for it
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 print("listening", server.server_address[1], flush=True)
 server.serve_forever()

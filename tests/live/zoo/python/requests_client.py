@@ -3,7 +3,7 @@
 import time
 
 import requests
-from _plan import BASE, FRESH, HEADERS, pieces, record, run_threads
+from _plan import BASE, CA, FRESH, HEADERS, pieces, record, run_threads
 
 
 def body_of(method, body_bytes, chunked):
@@ -15,6 +15,7 @@ def body_of(method, body_bytes, chunked):
 def work(planned_requests):
     session = requests.Session()
     session.trust_env = False
+    session.verify = CA or True
     for planned in planned_requests:
         _, method, path, body_bytes, chunked = planned
         data = body_of(method, body_bytes, chunked)

@@ -3,10 +3,12 @@
 import time
 
 import urllib3
-from _plan import FRESH, HEADERS, PORT, pieces, record, run_threads
+from _plan import CA, FRESH, HEADERS, PORT, pieces, record, run_threads
 
 
 def new_pool():
+    if CA:
+        return urllib3.HTTPSConnectionPool("127.0.0.1", PORT, maxsize=1, retries=False, timeout=60, ca_certs=CA)
     return urllib3.HTTPConnectionPool("127.0.0.1", PORT, maxsize=1, retries=False, timeout=60)
 
 

@@ -31,6 +31,10 @@ count = connections.to_i
 threads = (0...count).map do |first|
   Thread.new do
     http = Net::HTTP.new("127.0.0.1", port.to_i, nil)
+    if ENV["ZOO_TLS_CA"]
+      http.use_ssl = true
+      http.ca_file = ENV["ZOO_TLS_CA"]
+    end
     http.max_retries = 0 # a retry of its own would be a request that no truth knows of
     http.keep_alive_timeout = 30
     http.start unless fresh

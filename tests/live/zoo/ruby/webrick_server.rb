@@ -1,12 +1,22 @@
 # WEBrick.  webrick_server.rb PORT
 require "webrick"
 
+tls = {}
+if ENV["ZOO_TLS_KEY"]
+  require "webrick/https"
+  tls = {
+    SSLEnable: true,
+    SSLCertificate: OpenSSL::X509::Certificate.new(File.read(ENV["ZOO_TLS_CERTIFICATE"])),
+    SSLPrivateKey: OpenSSL::PKey.read(File.read(ENV["ZOO_TLS_KEY"]))
+  }
+end
+
 server = WEBrick::HTTPServer.new(
   BindAddress: "127.0.0.1", Port: ARGV[0].to_i, AccessLog: [], Logger: WEBrick::Log.new($stderr, WEBrick::Log::WARN),
   StartCallback: -> { puts "listening #{ARGV[0]}"; $stdout.flush },
   # head and body leave in two writes
   AcceptCallback: ->(socket) { socket.setsockopt(Socket::IPPROTO_TCP, Socket::TCP_NODELAY, 1) },
-  MaxClients: 512
+  MaxClients: 512, **tls
 )
 server.mount_proc "/" do |request, response|
   _, page, argument = request.path.split("/")

@@ -78,6 +78,9 @@ func exchange(client *http.Client, base string, p planned) (status, count int, e
 
 func main() {
 	base := "http://127.0.0.1:" + os.Args[1]
+	if os.Getenv("ZOO_TLS_CA") != "" { // SSL_CERT_FILE tells crypto/x509 the same
+		base = "https://127.0.0.1:" + os.Args[1]
+	}
 	plan := readPlan(os.Args[2])
 	connections, _ := strconv.Atoi(os.Args[4])
 	client := &http.Client{Transport: &http.Transport{

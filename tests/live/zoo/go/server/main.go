@@ -2,6 +2,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log"
@@ -65,5 +66,12 @@ func main() {
 		log.Fatal(err)
 	}
 	fmt.Println("listening", listener.Addr().(*net.TCPAddr).Port)
+	if certificate := os.Getenv("ZOO_TLS_CERTIFICATE"); certificate != "" {
+		server := http.Server{Handler: http.HandlerFunc(serve)}
+		if os.Getenv("ZOO_HTTP2") == "" {
+			server.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){}
+		}
+		log.Fatal(server.ServeTLS(listener, certificate, os.Getenv("ZOO_TLS_KEY")))
+	}
 	log.Fatal(http.Serve(listener, http.HandlerFunc(serve)))
 }
