@@ -35,6 +35,7 @@ _PAIR: Final = np.dtype([("bucket", "u1"), ("count", "<u4")])
 _HEAD: Final = struct.Struct("<4sII")
 _MAGIC: Final = b"olb1"
 _MAX_ENTRIES: Final = 4_000_000
+_CHUNK: Final = 200_000
 
 LOWER_NS: Final[NDArray[np.float64]] = 2.0 ** (FIRST_OCTAVE + np.arange(BUCKETS + 1) / PER_OCTAVE)
 """Lower bounds of the buckets, and the upper one of the last."""
@@ -48,9 +49,9 @@ class Block:
         t: ``(n,)`` int64 Unix seconds, where a bucket of time begins.
         key: ``(n,)`` int64 rows of the table ``keys``.
         count, errors, sum_us: ``(n,)`` int64.
-        entry: ``(m,)`` int64, to which of the n entries a pair belongs; ascending.
-        bucket: ``(m,)`` int64 number of a latency bucket.
-        hits: ``(m,)`` int64 requests in it.
+        entry: ``(m,)``, to which of the n entries a pair belongs; ascending.
+        bucket: ``(m,)`` number of a latency bucket.
+        hits: ``(m,)`` requests in it.  These three are of any integer dtype: there may be a million of them.
     """
 
     t: I8
@@ -58,9 +59,9 @@ class Block:
     count: I8
     errors: I8
     sum_us: I8
-    entry: I8
-    bucket: I8
-    hits: I8
+    entry: NDArray[Any]
+    bucket: NDArray[Any]
+    hits: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.t)
@@ -129,11 +130,27 @@ def merge(blocks: Sequence[Block], step: int = 1) -> Block:
 
     pairs, place = np.unique(inverse[entry] * CODES + bucket, return_inverse=True)
     merged: I8 = np.zeros(len(pairs), np.int64)
-    np.add.at(merged, place, hits)
+    np.add.at(merged, place, hits.astype(np.int64))
     return Block(
         codes >> 32, codes & 0xFFFFFFFF, total("count"), total("errors"), total("sum_us"),
         pairs // CODES, pairs % CODES, merged,
     )  # fmt: skip
+
+
+def joined(blocks: Sequence[Block], step: int) -> Block:
+    """One block with the entries of all, in steps; what belongs together is not added up, which would cost a sort."""
+    blocks = [block for block in blocks if len(block)]
+    if not blocks:
+        return EMPTY
+    t = np.concatenate([block.t for block in blocks])
+    t -= t % step
+    offsets = np.cumsum([0, *(len(block) for block in blocks[:-1])])
+    entry = np.concatenate([block.entry + np.int32(at) for block, at in zip(blocks, offsets, strict=True)])
+    rest = {
+        name: np.concatenate([getattr(block, name) for block in blocks])
+        for name in ("key", "count", "errors", "sum_us", "bucket", "hits")
+    }
+    return Block(t=t, entry=entry, **rest)
 
 
 def encode(block: Block) -> bytes:
@@ -180,23 +197,28 @@ def decode(blob: bytes) -> Block:
     t, key, count, errors, sum_us, pairs = (column(_ENTRY[name], n) for name in _ENTRY.names or ())
     if int(pairs.sum()) != m:
         raise StoreError("a block of metrics contradicts itself")
-    entry = np.repeat(np.arange(n), pairs)
-    bucket = column(np.uint8, m)
-    return Block(t, key, count, errors, sum_us, entry, np.minimum(bucket, STREAM), column("<u4", m))
+    entry = np.repeat(np.arange(n, dtype=np.int32), pairs)
+    bucket = np.frombuffer(raw, np.uint8, m, at)
+    hits = np.frombuffer(raw, "<u4", m, at + m)
+    return Block(t, key, count, errors, sum_us, entry, np.minimum(bucket, np.uint8(STREAM)), hits)
 
 
 def histograms(block: Block, group: NDArray[np.integer[Any]], groups: int) -> NDArray[np.int32]:
     """``(groups, BUCKETS)`` sums of the histograms; ``group`` says for each entry where it belongs, -1: nowhere."""
-    found = np.zeros(groups * CODES, np.int32)
-    at = group[block.entry]
-    pairs = (at >= 0) & (block.bucket < STREAM)
-    np.add.at(found, at[pairs] * CODES + block.bucket[pairs], block.hits[pairs].astype(np.int32))
-    return found.reshape(groups, CODES)[:, :BUCKETS]
+    found = np.zeros(groups * BUCKETS, np.int32)
+    for first in range(0, len(block.entry), _CHUNK):  # in pieces: a day of many services is a million pairs
+        part = slice(first, first + _CHUNK)
+        bucket = block.bucket[part]
+        codes = group[block.entry[part]] * BUCKETS
+        codes += bucket
+        pairs = (codes >= 0) & (bucket < STREAM)
+        np.add.at(found, codes[pairs], block.hits[part][pairs].astype(np.int32))
+    return found.reshape(groups, BUCKETS)
 
 
 def quantiles_ms(histogram: NDArray[np.int32], wanted: Sequence[float] = (0.5, 0.95, 0.99)) -> NDArray[np.float64]:
     """``(groups, len(wanted))`` quantiles in ms, interpolated inside the bucket; NaN without values."""
-    cumulative = np.cumsum(histogram, axis=1)
+    cumulative = np.cumsum(histogram, axis=1, dtype=np.int32)
     total = cumulative[:, -1]
     out = np.full((len(histogram), len(wanted)), np.nan)
     some = np.flatnonzero(total)
@@ -206,7 +228,8 @@ def quantiles_ms(histogram: NDArray[np.int32], wanted: Sequence[float] = (0.5, 0
     rows = np.arange(some.size)
     for i, q in enumerate(wanted):
         rank = q * cumulative[:, -1]
-        at = np.minimum((cumulative < np.maximum(rank, 1)[:, None]).sum(axis=1), BUCKETS - 1)
+        reached = cumulative >= np.maximum(rank, 1)[:, None]
+        at = np.where(reached[:, -1], reached.argmax(axis=1), BUCKETS - 1)
         before = np.where(at > 0, cumulative[rows, np.maximum(at - 1, 0)], 0)
         inside = np.clip((rank - before) / np.maximum(histogram[some, at], 1), 0.0, 1.0)
         out[some, i] = LOWER_NS[at] * 2.0 ** (inside / PER_OCTAVE) / 1e6

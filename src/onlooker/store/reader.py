@@ -27,6 +27,8 @@ _SPAN_COLUMNS: Final = (
     "spans.id, trace, start_us, duration_us, spans.service, class, data, "
     "series.kind, series.protocol, series.name, series.status, series.code, series.attributes, series.instance"
 )
+# two questions: asked as one, SQLite reads the whole table
+_ENDS: Final = "SELECT (SELECT min(id) FROM spans), (SELECT max(id) FROM spans)"
 SERVING: Final = (int(SpanKind.SERVER), int(SpanKind.CONSUMER))
 
 
@@ -145,17 +147,17 @@ class Reader:
 
     def span_count(self) -> tuple[int, int]:
         """About how many spans there are, and the start of the oldest in Unix s."""
-        row = self._db.execute("SELECT min(id), max(id) FROM spans").fetchone()
+        row = self._db.execute(_ENDS).fetchone()
         if row is None or row[0] is None:
             return 0, 0
         oldest = self._db.execute("SELECT start_us FROM spans WHERE id=?", (row[0],)).fetchone()[0]
-        (count,) = self._db.execute("SELECT count(*) FROM spans INDEXED BY spans_class").fetchone()
+        (count,) = self._db.execute("SELECT count(*) FROM spans").fetchone()
         return int(count), int(oldest) // 1_000_000
 
     # ---- metrics ----
 
     def metrics(self, start_s: int, end_s: int, step_s: int, *, service: int | None = None) -> Block:
-        """Sums by key in steps.
+        """Sums by key in steps; an entry may come several times, to be added up.
 
         Args:
             start_s: First second, a multiple of the step.
@@ -164,7 +166,7 @@ class Reader:
             service: Only this one: then minutes are there for as long as anything.
         """
         if step_s < MINUTE_S:
-            return blocks.merge(list(self._read(FINE_S, 0, start_s, end_s, service)), step_s)
+            return blocks.joined(list(self._read(FINE_S, 0, start_s, end_s, service)), step_s)
         if service is not None and end_s - start_s > 2 * 3600:
             tiers: tuple[tuple[int, int, int], ...] = (
                 (MINUTE_S, service, COARSE_S), (MINUTE_S, 0, MINUTE_S), (FINE_S, 0, FINE_S)
@@ -183,7 +185,7 @@ class Reader:
             if until > at:
                 found.extend(self._read(tier, owner, at, until, service))
                 at = until
-        return blocks.merge(found, step_s)
+        return blocks.joined(found, step_s)
 
     def _read(self, tier: int, owner: int, start_s: int, end_s: int, service: int | None) -> Iterable[Block]:
         wanted: NDArray[np.int64] | None = None
@@ -210,7 +212,7 @@ class Reader:
         """The newest spans that match, newest first."""
         began = clock()
         where, values = self._where(want)
-        row = self._db.execute("SELECT min(id), max(id) FROM spans").fetchone()
+        row = self._db.execute(_ENDS).fetchone()
         if row is None or row[0] is None:
             return Found([], None, True)
         lowest = max(int(row[0]), (want.after_id or 0) + 1)

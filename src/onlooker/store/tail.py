@@ -20,6 +20,7 @@ from onlooker.store.intake import Rows
 SAMPLE, RARE, SLOW, ERROR = range(4)
 """Classes, by how long they are kept when room gets short."""
 
+BURST_S: Final = 10.0
 _NEVER: Final = 127
 _RARE_PER_10S: Final = 3
 _SLOW_AFTER: Final = 50
@@ -28,7 +29,7 @@ _SLOW_AFTER: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Spans a second that each class may take."""
+    """Spans a second that each class may take; what was not used is good for a burst of `BURST_S` seconds."""
 
     sample: float = 60.0
     rare: float = 60.0
@@ -74,6 +75,7 @@ class Tail:
         self._slow_bucket: NDArray[np.int16] = np.full(256, _NEVER, np.int16)
         self._recent: I8 = np.zeros(256, np.int64)
         self._share = 1.0
+        self._saved: dict[int, float] = {}
         self._waiting: list[Candidates] = []
         self._known: list[tuple[U8, NDArray[np.int8]]] = []
 
@@ -154,7 +156,8 @@ class Tail:
             found += np.bincount(cls[cls >= 0], minlength=4)
         quota = self._quota
         for kind, per_s in ((RARE, quota.rare), (SLOW, quota.slow), (ERROR, quota.error)):
-            allowed = max(per_s * elapsed_s, 1.0)
+            allowed = min(self._saved.get(kind, BURST_S * per_s) + per_s * elapsed_s, BURST_S * per_s)
+            self._saved[kind] = max(allowed - float(found[kind]), 0.0)
             if found[kind] > allowed:
                 bound = np.uint64(allowed / found[kind] * 2.0**53)
                 for one, cls in zip(new, marks, strict=True):

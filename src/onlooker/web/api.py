@@ -35,7 +35,8 @@ _MAX_LIMIT: Final = 500
 _MAX_TEXT: Final = 500
 _STREAMS_MAX: Final = 16
 _STREAM_S: Final = 1.0
-_OVERVIEW_S: Final = 2.0
+_FRESH_S: Final = ((900, 2.0), (3600, 5.0), (1 << 30, 15.0))
+"""How often the overview of a range is told anew: its steps are longer than that anyway."""
 
 
 def _bad(message: str) -> web.HTTPBadRequest:
@@ -169,7 +170,7 @@ class Api:
 
     async def _overview(self, seconds: int) -> dict[str, Any]:
         found = await self._ask_once(
-            ("overview", seconds), lambda reader: views.overview(reader, seconds, self._clock())
+            ("overview", seconds), lambda reader: views.overview(reader, seconds, self._clock()), _fresh_s(seconds) / 2
         )
         counts = self._facts.counts()
         listed = [{**row, "processes": counts.get(row["name"], 0)} for row in found["services"]]
@@ -326,7 +327,7 @@ class Api:
     # ---- live ----
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events: ``overview`` every two seconds, ``spans`` as they are stored."""
+        """Server-sent events: ``overview`` every two seconds or more, by its range, ``spans`` as they are stored."""
         topics = set(_text(request.query, "topics").split(",")) if "topics" in request.query else {"overview", "spans"}
         if not topics <= {"overview", "spans"}:
             raise _bad("topics: overview, spans")
@@ -358,7 +359,7 @@ class Api:
         while not self._closing.is_set():
             now = time.monotonic()
             if "overview" in topics and now >= due:
-                due = now + _OVERVIEW_S
+                due = now + _fresh_s(seconds)
                 try:
                     yield "overview", await self._overview(seconds)
                 except web.HTTPServiceUnavailable:
@@ -454,6 +455,10 @@ class Api:
                 ]
             )
         )
+
+
+def _fresh_s(seconds: int) -> float:
+    return next(fresh for limit, fresh in _FRESH_S if seconds <= limit)
 
 
 def _jaeger(data: list[Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ PATHS: Final[dict[str, tuple[str, tuple[tuple[str, str, str], ...]]]] = {
     "/api/v1/config": ("The effective configuration and where each value comes from; secrets are hidden.", ()),
     "/api/v1/processes": ("Processes that are watched, and those that are not with the reason.", ()),
     "/api/v1/stream": (
-        "Server-sent events: `overview` every two seconds, `spans` as they are stored.",
+        "Server-sent events: `overview` every 2 to 15 seconds, `spans` as they are stored.",
         (("topics", "overview, spans or both.", "overview,spans"), _RANGE, *_FILTERS),
     ),
     "/api/services": ("Jaeger: names of services.", ()),

@@ -109,18 +109,30 @@ class _Groups:
         found = np.bincount(flat, weights=weights, minlength=len(self) * span.steps).astype(np.float64)
         return found.reshape(len(self), span.steps)
 
-    def quantile_over_time(self, span: Range, wanted: Sequence[float]) -> NDArray[np.float64]:
-        """``(groups, steps, len(wanted))`` in ms; in pieces, so that memory stays small."""
+    def quantile_over_time(
+        self, span: Range, wanted: Sequence[float], some: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float64]:
+        """``(groups, steps, len(wanted))`` in ms; in pieces, so that memory stays small; only of some groups."""
         out = np.full((len(self), span.steps, len(wanted)), np.nan)
         at = by_step(self.block.t, span.start_s, span.step_s, span.steps)
-        piece = max(20_000 // span.steps, 1)
-        for first in range(0, len(self), piece):
-            last = min(first + piece, len(self))
-            inside = (self.group >= first) & (self.group < last) & (at >= 0)
-            flat = np.where(inside, (self.group - first) * span.steps + at, -1)
-            found = blocks.histograms(self.block, flat, (last - first) * span.steps)
-            out[first:last] = blocks.quantiles_ms(found, wanted).reshape(last - first, span.steps, len(wanted))
+        chosen = np.arange(len(self)) if some is None else np.flatnonzero(some)
+        rank = np.full(len(self) + 1, -1, np.int64)  # the last one is for entries of no group
+        piece = max(10_000 // span.steps, 1)
+        for first in range(0, len(chosen), piece):
+            part = chosen[first : first + piece]
+            rank.fill(-1)
+            rank[part] = np.arange(len(part))
+            place = rank[self.group]
+            flat = np.where((place >= 0) & (at >= 0), place * span.steps + at, -1)
+            found = blocks.histograms(self.block, flat, len(part) * span.steps)
+            out[part] = blocks.quantiles_ms(found, wanted).reshape(len(part), span.steps, len(wanted))
         return out
+
+
+def _shown_sides(groups: _Groups) -> NDArray[np.bool_]:
+    """The side of each service that is drawn: what it serves, or else what it calls."""
+    serving = {service for service, serves in groups.names if serves}
+    return np.array([serves or service not in serving for service, serves in groups.names], np.bool_)
 
 
 def _covered_s(block: Block, span: Range, now_s: float) -> float:
@@ -159,7 +171,7 @@ def overview(reader: Reader, seconds: int, now_s: float) -> dict[str, Any]:
     failed = groups.over_time("errors", span) if len(groups) else rates
     before = _steps_before(block, span)
     rates[:, :before] = failed[:, :before] = np.nan  # onlooker was not there: that is no silence
-    p95 = groups.quantile_over_time(span, (0.95,))[:, :, 0] if len(groups) else rates
+    p95 = groups.quantile_over_time(span, (0.95,), _shown_sides(groups))[:, :, 0] if len(groups) else rates
     rows: dict[int, dict[str, Any]] = {}
     for i, (service_id, serves) in enumerate(groups.names):
         service = services.get(service_id)
