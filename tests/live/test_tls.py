@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
-from support import truth, zoo, zoo_tls
+from onlooker.attach.prober import program_chooser
+from onlooker.attach.registry import ProbeRegistry, library_attacher
+from onlooker.attach.tls import TlsCatalog
+from onlooker.capture.capture import Capture
+from onlooker.capture.tls import TlsPrograms
+from onlooker.kernel import uprobe
+from support import agent, truth, zoo, zoo_tls
 from support.agent import Agent, wait_until
 
 pytestmark = pytest.mark.live
@@ -25,7 +38,7 @@ def wait_probed(onlooker: Agent, processes: int) -> None:
 def check(made: list[truth.TrueRequest], spans: list[dict[str, object]]) -> truth.Report:
     """One span for each request, as it was.
 
-    A library's clock counts handshakes and its own work: a span may be shorter than what the client measured, not longer.
+    A library's clock counts handshakes and its own work: a span may be shorter than what it measured, not longer.
     """
     report = truth.compare(made, spans)
     report.check(min_share=0)
@@ -91,3 +104,78 @@ def test_a_client_is_seen_before_its_encryption(onlooker: Agent, name: str) -> N
             alone = [span for span in served if span["parent_span_id"] not in parents]
             print(f"{name} {mode}: {count - len(alone)} of {count} requests joined with their server's")
             assert alone == []
+
+
+@contextmanager
+def under_load(name: str, requests: int) -> Iterator[tuple[zoo.Server, list[truth.PlannedRequest], Future]]:
+    """A server whose client is in the middle of its requests, over connections that stay open."""
+    with zoo.server(zoo_tls.SERVERS[name]) as server, ThreadPoolExecutor(1) as pool:
+        plan = truth.plan(77, requests, pages=("items", "fail", "missing", "big"), run=f"busy-{name}")
+        spec = zoo_tls.client("go-net-http")
+        with zoo.client(spec, server.port, plan, connections=4) as client:
+            made = pool.submit(client.run)
+            time.sleep(0.3)
+            yield server, plan, made
+
+
+@pytest.mark.parametrize("name", ["nginx", "node-http", "go-net-http", "fastapi-uvloop", "c-gnutls"])
+def test_an_agent_that_comes_late_says_nothing_wrong(name: str, place: object, tmp_path: Path) -> None:
+    with under_load(name, 12_000) as (server, plan, running):
+        with agent.running(tmp_path, agent.selecting(pids=server.tree())) as late:
+            wait_probed(late, 1)
+            assert not running.done(), "the load ended before the agent was there"
+            made = running.result(240)
+            spans = late.spans(timeout_s=30)
+        assert zoo.wrong_answers(plan, made, echoes=True) == []
+        report = truth.compare(made, truth.select(spans, kind="server"))
+        print(f"{name}: {len(made) - len(report.missing)} of {len(made)} seen after a late start")
+        assert (report.invented, report.repeated, report.wrong) == ([], [], [])
+        first = min(i for i, request in enumerate(made) if request not in report.missing)
+        after = [request for request in made[first + 200 :] if request in report.missing]
+        print(f"{name}: {len(after)} missing of the {len(made) - first - 200} that came well after it")
+
+
+def test_a_hundred_attachments_under_load_break_nothing(place: object) -> None:
+    capture = Capture()
+    capture.start()
+    programs = TlsPrograms(capture)
+    features = uprobe.detect()
+    attach_ms, detach_ms = [], []
+    try:
+        registry = ProbeRegistry(library_attacher(program_chooser(programs.load(features)), features))
+        with under_load("nginx", 25_000) as (server, plan, running):
+            libraries = {pid: TlsCatalog().libraries(pid) for pid in server.tree()}
+            for pid in libraries:
+                capture.watch(pid)
+                capture.mark_tls(pid)
+            for _ in range(100):
+                for pid, found in libraries.items():
+                    began = time.monotonic()
+                    assert registry.watch(pid, found) == 1
+                    attach_ms.append((time.monotonic() - began) * 1e3)
+                    began = time.monotonic()
+                    registry.forget(pid)
+                    detach_ms.append((time.monotonic() - began) * 1e3)
+            print(f"load still under way at the end: {not running.done()}")
+            made = running.result(240)
+        assert zoo.wrong_answers(plan, made, echoes=True) == []
+        assert registry.failures == {}
+        print(f"attach {statistics.median(attach_ms):.1f} ms, detach {statistics.median(detach_ms):.1f} ms")
+    finally:
+        programs.close()
+        capture.close()
+
+
+def test_an_agent_that_is_killed_breaks_nothing(place: object, tmp_path: Path) -> None:
+    with under_load("nginx", 25_000) as (server, plan, running):
+        for round_ in range(3):
+            directory = tmp_path / str(round_)
+            directory.mkdir()
+            started = Agent(directory, agent.selecting(pids=server.tree()))
+            started.wait_ready()
+            wait_probed(started, 1)
+            objects = agent.kernel_objects(started.pid)
+            started.kill()
+            assert agent.still_there(objects) == {}
+        made = running.result(240)
+        assert zoo.wrong_answers(plan, made, echoes=True) == []

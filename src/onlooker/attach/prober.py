@@ -87,6 +87,15 @@ def outlook_of(pid: int, libraries: Sequence[TlsLibrary]) -> list[Outlook]:
     ]
 
 
+def sentences(pid: int, catalog: TlsCatalog) -> list[str]:
+    """What of the TLS of a process would be seen, a sentence a library; for people."""
+    found = []
+    for row in outlook_of(pid, catalog.libraries(pid)):
+        said = "its plaintext is seen" if row.visible else "not seen into"
+        found.append(f"{row.library} ({row.path}): {said}{': ' if row.reason else ''}{row.reason}")
+    return found
+
+
 def program_chooser(fds: Mapping[str, int]) -> Programs:
     """Which programs of ``bpf/tls.bpf.c`` a function gets."""
 

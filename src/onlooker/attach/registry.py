@@ -55,7 +55,7 @@ def cookie_of(function: TlsFunction) -> int:
     """What a program needs to know about a place, as one number.
 
     Bits 0-7 `ABI_NUMBERS`, 8-15 `DIRECTION_NUMBERS`, then four bits for each of the first four arguments: the number of
-    the register that holds it at the place (4, the stack pointer, for none). A return probe has `COOKIE_RETURN` besides.
+    the register that holds it at the place (4, the stack pointer, for none). A return probe has `COOKIE_RETURN` too.
     """
     registers = (*function.arguments.registers[:4], *[_NO_REGISTER] * 4)[:4]
     packed = sum(number << 16 + 4 * place for place, number in enumerate(registers))

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import platform
-import re
 import resource
 import sys
 import zipfile
@@ -33,11 +32,9 @@ from onlooker.config import Loaded
 from onlooker.config.show import as_yaml
 from onlooker.errors import AgentError, ConfigError
 
-_TLS_NAMES = re.compile(
-    r"/(libssl|libgnutls|libnss3|libnspr4|libboringssl|libconscrypt|libs2n|libmbedtls)[^/]*\.so[^/]*$"
-)
 _COLOURS = {OK: "green", DEGRADED: "yellow", FAILED: "red", INFO: "dim"}
 _PROC, _SYS = Path("/proc"), Path("/sys")
+_TOLD_BY_FILES = ("type information", "lockdown")  # `check_kernel` has them
 
 
 def main(loaded: Loaded, pids: Sequence[int], as_json: bool, bundle: str | None, out: TextIO | None = None) -> int:
@@ -98,11 +95,12 @@ def _features() -> list[Check]:
         Check(
             "kernel",
             feature.name,
-            OK if feature.available else FAILED if getattr(feature, "required", False) else DEGRADED,
-            str(feature.detail) or ("works" if feature.available else "does not work"),
-            "" if feature.available else str(feature.consequence),
+            OK if feature.available else FAILED if feature.required else DEGRADED if feature.consequence else INFO,
+            feature.detail,
+            feature.consequence,
         )
         for feature in found
+        if feature.name not in _TOLD_BY_FILES
     ]
 
 
@@ -111,7 +109,6 @@ def _process(pid: int, loaded: Loaded) -> list[Check]:
     group = f"process {pid}"
     try:
         exe = os.readlink(_PROC / str(pid) / "exe")
-        maps = (_PROC / str(pid) / "maps").read_text(errors="replace")
     except FileNotFoundError:
         return [Check(group, "process", DEGRADED, "there is no such process")]
     except OSError as err:
@@ -127,10 +124,13 @@ def _process(pid: int, loaded: Loaded) -> list[Check]:
             state = OK if row.watched else DEGRADED
             named = f"watched as {row.service} ({row.language}): " if row.watched else "not watched: "
             checks.append(Check(group, "selection", state, named + row.reason))
-    libraries = sorted({line.split(None, 5)[5] for line in maps.splitlines() if _TLS_NAMES.search(line)})
-    if libraries:
-        shown = ", ".join(libraries[:4])
-        checks.append(Check(group, "TLS libraries", INFO, shown, "what passes through them is encrypted on the socket"))
+    prober = importlib.import_module("onlooker.attach.prober")
+    catalog = importlib.import_module("onlooker.attach.tls").TlsCatalog()
+    for row in prober.outlook_of(pid, catalog.libraries(pid)):
+        shown = f"{row.library} ({row.path}): {'its plaintext is seen' if row.visible else 'not seen into'}"
+        advice = "" if row.visible else "its encrypted connections are counted, what they say is not seen"
+        detail = f"{shown}{': ' if row.reason else ''}{row.reason}"
+        checks.append(Check(group, "TLS", OK if row.visible else DEGRADED, detail, advice))
     return checks
 
 

@@ -141,7 +141,8 @@ def _without_selector() -> int:
 def _processes(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     loaded = load(args, environ)
     report = _part("onlooker.discover.report")
-    code: int = report.main(loaded, args.as_json)
+    prober, catalog = _part("onlooker.attach.prober"), _part("onlooker.attach.tls").TlsCatalog()
+    code: int = report.main(loaded, args.as_json, tls_of=lambda pid: prober.sentences(pid, catalog))
     return code
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
@@ -27,7 +27,11 @@ MAX_TEXT = 200
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A process of the report."""
+    """A process of the report.
+
+    Attributes:
+        tls: What of its TLS would be seen, a sentence a library; empty if it has none.
+    """
 
     pid: int
     watched: bool
@@ -38,6 +42,7 @@ class Row:
     language: str = ""
     instance: int = 0
     ports: tuple[int, ...] = ()
+    tls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +75,13 @@ def open_proc(root: str = "/proc") -> ProcFs:
     return ProcFs(root, boot_unix_ns=boot_unix_ns, ticks_per_second=os.sysconf("SC_CLK_TCK"))
 
 
-def examine(proc: ProcFs, loaded: Loaded, *, own_pid: int) -> list[Row]:
-    """A row for every process but kernel threads; the watched ones first, then by pid."""
+def examine(
+    proc: ProcFs, loaded: Loaded, *, own_pid: int, tls_of: Callable[[int], Sequence[str]] = lambda pid: ()
+) -> list[Row]:
+    """A row for every process but kernel threads; the watched ones first, then by pid.
+
+    ``tls_of`` says of a watched process what of its TLS would be seen.
+    """
     config = loaded.config
     watcher = Watcher(
         proc,
@@ -103,6 +113,7 @@ def examine(proc: ProcFs, loaded: Loaded, *, own_pid: int) -> list[Row]:
                 language=member.language.name if member else "",
                 instance=member.top if member else 0,
                 ports=tuple(sorted(process.ports)) if process else (),
+                tls=tuple(tls_of(known.pid)) if known.watched else (),
             )
         )
     return sorted(rows, key=lambda row: (not row.watched, row.pid))
@@ -126,10 +137,16 @@ def candidates(proc_root: str = "/proc", *, own_pid: int = 0) -> list[Candidate]
     return sorted(found.values(), key=lambda candidate: candidate.ports)
 
 
-def main(loaded: Loaded, as_json: bool, *, out: TextIO | None = None) -> int:
+def main(
+    loaded: Loaded,
+    as_json: bool,
+    *,
+    out: TextIO | None = None,
+    tls_of: Callable[[int], Sequence[str]] = lambda pid: (),
+) -> int:
     """Print the report to ``out`` (standard output by default); the exit code is 0."""
     out = out or sys.stdout
-    rows = examine(open_proc(), loaded, own_pid=os.getpid())
+    rows = examine(open_proc(), loaded, own_pid=os.getpid(), tls_of=tls_of)
     if as_json:
         json.dump({"processes": [asdict(row) for row in rows]}, out, indent=2)
         out.write("\n")
@@ -162,6 +179,8 @@ def _print_plain(rows: Sequence[Row], out: TextIO) -> None:
         service = f"{printable(row.service)} ({row.language}) " if row.watched else ""
         ports = f"ports {_ports(row.ports)} " if row.ports else ""
         out.write(f"{mark} {row.pid} {service}{ports}{printable(row.executable)}: {printable(row.reason)}\n")
+        for text in row.tls:
+            out.write(f"      TLS: {printable(text)}\n")
     out.write(_summary(rows) + "\n")
 
 
@@ -176,9 +195,11 @@ def _print_table(rows: Sequence[Row], out: TextIO) -> None:
         table.add_column(column, no_wrap=True)
     table.add_column("EXECUTABLE", overflow="ellipsis", no_wrap=True)
     table.add_column("WHY")
+    table.add_column("TLS")
     for row in rows:
         table.add_row(
             str(row.pid), Text(printable(row.service)), row.language, _ports(row.ports),
-            Text(printable(row.executable)), Text(printable(row.reason)), style="" if row.watched else "dim",
+            Text(printable(row.executable)), Text(printable(row.reason)),
+            Text("; ".join(map(printable, row.tls))), style="" if row.watched else "dim",
         )  # fmt: skip
     Console(file=out).print(table)
