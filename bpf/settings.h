@@ -4,7 +4,8 @@
 
 #define PID_LIMIT (1 << 22)	  /* PID_MAX_LIMIT of a 64-bit kernel */
 
-#define MAX_IOVECS 16		  /* of one call; what lies beyond counts as unreadable */
+#define MAX_IOVECS 16		  /* of one call that are looked at together */
+#define IOVEC_TURNS 64		  /* so often the next ones are; what lies beyond counts as unreadable */
 #define HEAD_WINDOW 512		  /* bytes of user memory looked at in one go */
 #define CARRY_SIZE 256		  /* bytes of an unfinished line kept between two calls */
 #define LINE_KEPT 128		  /* of a header line longer than this only the beginning matters */

@@ -37,13 +37,42 @@ const volatile __u32 wakeup_bytes = RING_256_SIZE / 4;
 #include "hooks/raw_syscalls.h"
 #endif
 
-/* The end of a connection: what is still open on it will not be answered. */
+/* The connection of a socket, or of the session that speaks TLS over it. */
+static __always_inline struct connection *connection_above(struct sock *sk)
+{
+	struct connection *c = connection_of(sk);
+
+#ifndef ONLOOKER_OLD_KERNEL
+	if (c && c->protocol == PROTOCOL_TLS) {
+		struct tls_session *session = tls_session_below(sk);
+
+		return session ? &session->c : NULL;
+	}
+#endif
+	return c;
+}
+
+/* What is open on a connection that is over. */
+static __always_inline void end_requests(struct connection *c, struct sock *sk, __u8 error)
+{
+	struct work *w = work_of(WORK_STATE);
+
+	if (!w)
+		return;
+	w->index = WORK_STATE;
+	if (!c->tls)
+		last_unseen(c, sk, w);
+	abandon(c, w, bpf_ktime_get_ns(), error);
+}
+
+/*
+ * This end closes: what a server has not answered by now it will not answer.  Where the other end is the reason (a
+ * reset), the watched process does not know yet: bytes may wait to be read, and a send that is under way has worked.
+ */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tp_sock_state, struct sock *sk, int oldstate, int newstate)
 {
 	struct connection *c;
-	bool is_tls = false;
-	struct work *w;
 	__u8 error;
 
 	if (newstate == TCP_SYN_SENT) { /* in connect(), by the caller */
@@ -56,29 +85,17 @@ int BPF_PROG(tp_sock_state, struct sock *sk, int oldstate, int newstate)
 	}
 	if (newstate != TCP_CLOSE && newstate != TCP_FIN_WAIT1 && newstate != TCP_LAST_ACK)
 		return 0;
-	c = connection_of(sk);
+	c = connection_above(sk);
 	if (!c)
 		return 0;
-#ifndef ONLOOKER_OLD_KERNEL
-	if (c->protocol == PROTOCOL_TLS) {
-		struct tls_session *session = tls_session_below(sk);
-
-		if (!session)
-			return 0;
-		is_tls = true;
-		c = &session->c; /* what ends is what was said above */
-	}
-#endif
 	if (c->protocol != PROTOCOL_HTTP1) {
 		if (newstate == TCP_CLOSE && c->segments && c->protocol != PROTOCOL_OTHER)
 			emit_segment_end(c, DIRECTION_SEND,
 					 sk->sk_err ? SEGMENT_CLOSE | SEGMENT_RESET : SEGMENT_CLOSE);
-		goto out;
+		return 0;
 	}
 	if (c->requests == c->responses)
-		goto out;
-	if (newstate != TCP_CLOSE && c->request_direction == DIRECTION_SEND)
-		return 0; /* a client may close its half and still be answered */
+		return 0;
 	error = c->error;
 	if (!error) {
 		int err = sk->sk_err;
@@ -88,15 +105,31 @@ int BPF_PROG(tp_sock_state, struct sock *sk, int oldstate, int newstate)
 			oldstate == TCP_CLOSE_WAIT || newstate == TCP_LAST_ACK ? REQUEST_PEER_CLOSED :
 			REQUEST_LOCAL_CLOSED;
 	}
-	w = work_of(WORK_STATE);
-	if (w)
-		abandon(c, w, bpf_ktime_get_ns(), error);
-out:
 	if (newstate == TCP_CLOSE) {
-		if (is_tls)
-			tls_forget_socket(sk);
-		connection_forget(sk);
+		c->error = error;
+		return 0; /* tp_sock_gone */
 	}
+	/* a client may close its half and still be answered */
+	if (c->request_direction == DIRECTION_SEND && (!(sk->sk_shutdown & RCV_SHUTDOWN) || sk->sk_receive_queue.qlen))
+		return 0;
+	end_requests(c, sk, error);
+	return 0;
+}
+
+/* Nobody will read from the socket or write to it any more. */
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(tp_sock_gone, struct sock *sk)
+{
+	struct connection *c = connection_above(sk);
+
+	if (!c)
+		return 0;
+	if (c->protocol == PROTOCOL_HTTP1 && c->requests != c->responses)
+		end_requests(c, sk, c->error ? c->error : REQUEST_LOCAL_CLOSED);
+#ifndef ONLOOKER_OLD_KERNEL
+	tls_forget_socket(sk);
+#endif
+	connection_forget(sk);
 	return 0;
 }
 
@@ -115,6 +148,7 @@ __noinline int tls_take(struct connection *c, struct work *w, __u32 direction)
 	w->now_mono_ns = bpf_ktime_get_ns();
 	s = &c->streams[direction];
 	s->bytes += w->source.length;
+	w->before_mono_ns = s->last_mono_ns;
 	s->last_mono_ns = w->now_mono_ns;
 	if (c->protocol == PROTOCOL_UNKNOWN && !classify(c, NULL, w, direction, w->now_mono_ns))
 		return 0;

@@ -67,7 +67,8 @@ struct stream {
 	__u16 status;	     /* responses */
 	__u16 flags;	     /* responses: enum request_flags */
 	__u8 phase;
-	__u8 pad[5];
+	__u8 tcp_known;	     /* tcp_seq is */
+	__u8 pad[4];
 	__u8 carry[CARRY_SIZE];
 };
 

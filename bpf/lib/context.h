@@ -133,6 +133,16 @@ static __always_inline __u64 random_id(void)
 	return id ? id : 1; /* all zero means none */
 }
 
+/* Whether any thread moves several messages in a call: then the end of such a call matters. */
+__u8 vectors_used SHARED;
+
+/* A call that moves several messages is over before their number is reached. */
+static __always_inline void end_messages(struct thread *thread)
+{
+	if (thread)
+		thread->message_vector = 0;
+}
+
 static __always_inline __u32 next_message(struct thread *thread, __u64 vector, __u32 count)
 {
 	__u32 index = 0;
@@ -143,6 +153,8 @@ static __always_inline __u32 next_message(struct thread *thread, __u64 vector, _
 		index = thread->message_index + 1;
 	thread->message_vector = vector;
 	thread->message_index = index;
+	if (!vectors_used)
+		vectors_used = 1;
 	return index;
 }
 

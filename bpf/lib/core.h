@@ -73,8 +73,12 @@ static __always_inline bool classify(struct connection *c, struct sock *sk, stru
 /* Follow the transfer's bytes through the messages they belong to. */
 static __always_inline void follow(struct connection *c, struct sock *sk, struct work *w, __u32 direction)
 {
-	if (direction == c->request_direction)
-		locate(c, sk, w, direction);
+	locate(c, sk, w, direction);
+	if (w->unseen) {
+		http1_unseen(c, w, direction);
+		if (w->emit)
+			emit(c, w);
+	}
 	for (int i = 0; i < STEPS_MAX; i++) {
 		int again = http1_step(c, w, direction);
 
@@ -89,7 +93,7 @@ static __always_inline void follow(struct connection *c, struct sock *sk, struct
 }
 
 /* A transfer failed, or the peer closed: the end of a UNIX stream is seen in no other way. */
-static __always_inline void on_end(struct connection *c, struct work *w, __u32 direction, int result)
+static __always_inline void on_end(struct connection *c, struct sock *sk, struct work *w, __u32 direction, int result)
 {
 	if (c->protocol != PROTOCOL_HTTP1) {
 		if (c->segments && !c->datagram)
@@ -97,8 +101,10 @@ static __always_inline void on_end(struct connection *c, struct work *w, __u32 d
 		return;
 	}
 	if (!result) {
-		if (direction == DIRECTION_RECEIVE && c->request_direction == DIRECTION_SEND)
+		if (direction == DIRECTION_RECEIVE && c->request_direction == DIRECTION_SEND) {
+			last_unseen(c, sk, w);
 			abandon(c, w, bpf_ktime_get_ns(), REQUEST_PEER_CLOSED);
+		}
 		return;
 	}
 	if (result == -ECONNRESET || result == -EPIPE)
@@ -107,8 +113,11 @@ static __always_inline void on_end(struct connection *c, struct work *w, __u32 d
 		c->error = REQUEST_TIMED_OUT;
 	else
 		return;
-	if (c->family == AF_UNIX)
+	/* a client that cannot send any more may still read what the server had said */
+	if (c->family == AF_UNIX || direction == DIRECTION_RECEIVE || c->request_direction == DIRECTION_RECEIVE) {
+		last_unseen(c, sk, w);
 		abandon(c, w, bpf_ktime_get_ns(), c->error);
+	}
 }
 
 #ifdef ONLOOKER_OLD_KERNEL
@@ -188,7 +197,7 @@ static __always_inline void on_ciphertext(struct connection *c, struct sock *sk,
 	struct tls_session *session = tls_session_below(sk);
 
 	if (session)
-		on_end(&session->c, w, direction, result);
+		on_end(&session->c, NULL, w, direction, result);
 #endif
 }
 
@@ -205,7 +214,11 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 	struct work *w;
 	__u16 family, type;
 
-	if (!(flags_of(tgid) & PROCESS_WATCHED) || result == -EAGAIN)
+	if (!(flags_of(tgid) & PROCESS_WATCHED))
+		return 0;
+	if (result <= 0 && vectors_used)
+		end_messages(current_thread(false));
+	if (result == -EAGAIN)
 		return 0;
 	if (flags & (MSG_PEEK | MSG_ERRQUEUE) && direction == DIRECTION_RECEIVE)
 		return 0;
@@ -239,7 +252,7 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 		return 0;
 	}
 	if (result <= 0) {
-		on_end(c, w, direction, result);
+		on_end(c, sk, w, direction, result);
 		return 0;
 	}
 	current_call(&call);
@@ -249,6 +262,8 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 		w->source.length = result;
 		w->source.offset = 0;
 		source_message(&w->source, call.arg1 + index * sizeof(struct user_multi_message));
+		if (direction == DIRECTION_SEND && source_room(&w->source) > result)
+			end_messages(current_thread(false)); /* sent in part: the call ends with it */
 	} else {
 		source_of_call(&w->source, result, &call);
 	}
@@ -260,6 +275,7 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 	w->now_mono_ns = bpf_ktime_get_ns();
 	s = &c->streams[direction & 1];
 	s->bytes += result;
+	w->before_mono_ns = s->last_mono_ns;
 	s->last_mono_ns = w->now_mono_ns;
 	if (c->protocol == PROTOCOL_UNKNOWN) {
 		learn_addresses(c, sk);
@@ -269,6 +285,8 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 			join_tls(c, sk, direction);
 			return 0;
 		}
+		if (c->protocol == PROTOCOL_HTTP1)
+			locate_first(c, sk);
 	}
 	if (c->protocol == PROTOCOL_HTTP1)
 		follow(c, sk, w, direction);

@@ -121,14 +121,17 @@ SUBPROGRAM(emit)
 {
 	struct stream *response;
 	struct exchange *x;
-	bool ahead, whole;
+	bool ahead, whole, so_far;
 
 	if (!c || !w)
 		return 0;
 	response = &c->streams[(!c->request_direction) & 1];
 	x = &c->exchanges[CURRENT];
 	ahead = w->emit == EMIT_AHEAD;
+	so_far = w->emit == EMIT_SO_FAR;
 	whole = !ahead && x->open && x->sequence == c->responses;
+	if (so_far && !whole)
+		return 0;
 
 	if (ahead) {
 		w->flags = c->exchanges[AHEAD].flags;
@@ -148,9 +151,10 @@ SUBPROGRAM(emit)
 			w->flags |= RESPONSE_HALF;
 		}
 	}
-	emit_exchange(c, w, ahead ? AHEAD : CURRENT);
+	if (w->emit != EMIT_DROP)
+		emit_exchange(c, w, ahead ? AHEAD : CURRENT);
 	w->emit = EMIT_NONE;
-	if (ahead)
+	if (ahead || so_far)
 		return 0;
 	if (whole)
 		x->open = 0;
@@ -167,6 +171,20 @@ static __always_inline void response_over(struct work *w, __u64 end_mono_ns, __u
 	w->emit = EMIT_RESPONSE;
 	w->end_mono_ns = end_mono_ns;
 	w->flags = flags;
+	w->error = REQUEST_OK;
+}
+
+/* A response that ends with its connection, on a socket whose end is not seen. */
+static __always_inline bool lingers(const struct connection *c, const struct stream *response)
+{
+	return response->phase == PHASE_CLOSE && c->family == AF_UNIX && c->request_direction == DIRECTION_RECEIVE;
+}
+
+static __always_inline void response_so_far(struct work *w)
+{
+	w->emit = EMIT_SO_FAR;
+	w->end_mono_ns = w->now_mono_ns;
+	w->flags = RESPONSE_TO_CLOSE | RESPONSE_LINGERS;
 	w->error = REQUEST_OK;
 }
 
@@ -188,11 +206,20 @@ static __always_inline void abandon(struct connection *c, struct work *w, __u64 
 			w->flags = RESPONSE_TO_CLOSE;
 			w->error = REQUEST_OK;
 		}
+		if (response->phase == PHASE_LOST) {
+			/* there was a response, at least in part, and it was counted as lost */
+			w->flags = BYTES_UNSEEN;
+			w->error = REQUEST_OK;
+			if (!response->status)
+				w->emit = EMIT_DROP;
+		}
 		if (i) {
 			/* what else waits, waits in user space */
 			c->responses = c->requests - 1;
 			w->flags |= REQUESTS_OVER;
 		}
+		if (lingers(c, response))
+			w->flags |= RESPONSE_LINGERS; /* takes the place of what was sent before */
 		emit(c, w);
 		response->phase = PHASE_START;
 		if (c->requests == c->responses)
@@ -335,22 +362,71 @@ static __always_inline void request_head(struct connection *c, struct stream *s,
 	w->head_of = 1 + which;
 }
 
-/* What the identity of a request at both ends of its connection is made of; see peer_key and stamp. */
-static __always_inline void locate(const struct connection *c, struct sock *sk, struct work *w, __u32 direction)
+/* Where the TCP stream stands, in one direction. */
+static __always_inline __u32 tcp_position(struct sock *sk, __u32 direction)
 {
+	__u32 position;
+	__u8 state;
+
+	if (direction == DIRECTION_SEND)
+		return BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	position = BPF_CORE_READ((struct tcp_sock *)sk, copied_seq);
+	state = KERNEL_FIELD(sk, __sk_common.skc_state);
+	/* the end of a stream takes a number too, and is read with the last bytes */
+	if (state > TCP_ESTABLISHED && state != TCP_FIN_WAIT1 && state != TCP_FIN_WAIT2 &&
+	    position == BPF_CORE_READ((struct tcp_sock *)sk, rcv_nxt))
+		position--;
+	return position;
+}
+
+/*
+ * What the identity of a request at both ends of its connection is made of; see peer_key and stamp.
+ * And how many bytes have moved past the hooks since the last transfer (splice, another process).
+ */
+static __always_inline void locate(struct connection *c, struct sock *sk, struct work *w, __u32 direction)
+{
+	struct stream *s = &c->streams[direction & 1];
+
+	w->unseen = 0;
 	if (!sk) {
 		/* plaintext: what stands on the wire counts otherwise */
-		w->stream_end = (__u32)c->streams[direction & 1].bytes;
+		w->stream_end = (__u32)s->bytes;
 		w->peer_socket = 0;
-	} else if (c->family == AF_UNIX) {
-		w->stream_end = (__u32)c->streams[direction & 1].bytes;
+		return;
+	}
+	if (c->family == AF_UNIX) {
+		if (direction != c->request_direction)
+			return;
+		w->stream_end = (__u32)s->bytes;
 		w->peer_socket = direction == DIRECTION_SEND ?
 					 (__u64)BPF_CORE_READ((struct unix_sock *)sk, peer) :
 					 (__u64)sk;
-	} else if (direction == DIRECTION_SEND) {
-		w->stream_end = BPF_CORE_READ((struct tcp_sock *)sk, write_seq) + not_yet_taken(w);
-	} else {
-		w->stream_end = BPF_CORE_READ((struct tcp_sock *)sk, copied_seq);
+		return;
+	}
+	w->stream_end = tcp_position(sk, direction);
+	if (direction == DIRECTION_SEND)
+		w->stream_end += not_yet_taken(w);
+	if (s->tcp_known) {
+		__s32 unseen = (__s32)(w->stream_end - w->source.length - s->tcp_seq);
+
+		if (unseen > 0)
+			w->unseen = unseen;
+	}
+	s->tcp_seq = w->stream_end;
+}
+
+/*
+ * Begin to follow where the TCP stream stands.  Not where positions count other bytes than the hooks: TLS in the
+ * kernel (an upper layer protocol), MPTCP.
+ */
+static __always_inline void locate_first(struct connection *c, struct sock *sk)
+{
+	if (!sk || c->family == AF_UNIX || KERNEL_FIELD(sk, sk_protocol) != IPPROTO_TCP ||
+	    BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_ulp_ops))
+		return;
+	for (int i = 0; i < 2; i++) {
+		c->streams[i].tcp_seq = tcp_position(sk, i);
+		c->streams[i].tcp_known = 1;
 	}
 }
 
@@ -403,8 +479,9 @@ static __always_inline void response_head(struct connection *c, struct stream *s
 	if (w->head.flags & HEAD_EVENT_STREAM)
 		s->flags |= REQUEST_STREAM;
 	if (c->requests == c->responses) {
-		/* answers a request that was sent before the connection was watched, or none at all (408) */
-		count_loss(LOSS_UNPAIRED_RESPONSE);
+		/* answers a request that was sent before the connection was watched, or none at all */
+		if (status != 408)
+			count_loss(LOSS_UNPAIRED_RESPONSE);
 		s->status = 0;
 		s->phase = w->head.flags & HEAD_CHUNKED ? PHASE_CHUNK :
 			   w->head.flags & HEAD_HAS_LENGTH && w->head.content_length ? PHASE_BODY : PHASE_START;
@@ -431,6 +508,8 @@ static __always_inline void response_head(struct connection *c, struct stream *s
 			return;
 	} else {
 		s->phase = PHASE_CLOSE;
+		if (lingers(c, s))
+			response_so_far(w);
 		return;
 	}
 	response_over(w, now, 0);
@@ -451,6 +530,69 @@ static __always_inline void message_end(struct connection *c, struct stream *s, 
 	} else if (s->status) {
 		response_over(w, now, 0);
 	}
+}
+
+/* Bytes moved past the hooks: harmless inside a body whose length is known, else the framing is lost. */
+SUBPROGRAM_1(http1_unseen, direction)
+{
+	struct stream *s;
+	__u32 unseen;
+	bool request;
+
+	if (!c || !w)
+		return 0;
+	s = &c->streams[direction & 1];
+	request = c->request_direction == direction;
+	unseen = w->unseen;
+	w->unseen = 0;
+	if (request)
+		c->exchanges[CURRENT].flags |= BYTES_UNSEEN;
+	else
+		s->flags |= BYTES_UNSEEN;
+	if (s->phase == PHASE_CLOSE) {
+		s->body_bytes += unseen;
+	} else if ((s->phase == PHASE_BODY || s->phase == PHASE_DATA) && unseen <= s->remaining) {
+		s->remaining -= unseen;
+		if (s->phase == PHASE_BODY)
+			s->body_bytes += unseen;
+		if (s->remaining)
+			return 0;
+		if (s->phase == PHASE_DATA)
+			s->phase = PHASE_CHUNK;
+		else /* at an unknown time */
+			message_end(c, s, w, request, w->before_mono_ns);
+	} else if (s->phase != PHASE_LOST) {
+		count_loss(LOSS_BYTES_UNSEEN);
+		s->phase = PHASE_LOST;
+		s->carry_length = 0;
+	}
+	return 0;
+}
+
+/* What is known of the oldest response when its connection ends, where its last bytes moved past the hooks. */
+static __always_inline void last_unseen(struct connection *c, struct sock *sk, struct work *w)
+{
+	__u32 direction = (!c->request_direction) & 1;
+
+	if (!sk || c->family == AF_UNIX || c->requests == c->responses)
+		return;
+	/* after a disconnection the numbers are those of another connection */
+	if (!KERNEL_FIELD(sk, __sk_common.skc_dport))
+		return;
+#ifdef ONLOOKER_OLD_KERNEL
+	w->untaken = 0;
+#endif
+	w->now_mono_ns = bpf_ktime_get_ns();
+	w->before_mono_ns = c->streams[direction].last_mono_ns;
+	w->source.length = 0;
+	w->source.offset = 0;
+	w->emit = EMIT_NONE;
+	locate(c, sk, w, direction);
+	if (w->unseen <= 1) /* the end of a stream takes a number too */
+		return;
+	http1_unseen(c, w, direction);
+	if (w->emit)
+		emit(c, w);
 }
 
 /* These run over one entry of the works, verified once and by themselves. */
@@ -505,6 +647,7 @@ __noinline int read_window(__u32 index, __u32 carry, __u32 room)
 
 	if (!w || carry > CARRY_SIZE || room > HEAD_WINDOW || !w->source.iov_count)
 		return 0;
+	source_seek(&w->source);
 	return source_read(&w->source, w->window.bytes + at_most(carry, CARRY_SIZE), room);
 }
 
@@ -551,7 +694,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 			bpf_probe_read_kernel(s->carry, at_most(length, 16), w->window.bytes);
 			s->carry_length = length;
 			w->source.offset += n;
-			return false;
+			return true; /* where the buffers are many there is more */
 		}
 		if (verdict != (request ? VERDICT_REQUEST : VERDICT_RESPONSE)) {
 			count_loss(LOSS_FRAMING);
@@ -575,6 +718,8 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 				if (c->requests != c->responses) {
 					c->responses = c->requests - 1;
 					response_over(w, response->last_mono_ns, BYTES_UNSEEN);
+					if (!response->status)
+						w->emit = EMIT_DROP; /* counted when it was lost */
 					return true;
 				}
 				s->phase = PHASE_HEAD;
@@ -594,7 +739,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 	cut = false;
 	if (!(w->head.flags & (HEAD_COMPLETE | HEAD_SKIP_LINE))) {
 		__u32 line = w->window.line_start, rest = length - line;
-		bool more = w->source.offset + n < w->source.length;
+		bool more = n == HEAD_WINDOW && w->source.offset + n < w->source.length;
 
 		if (line > carry && (more || w->window.position + 8 <= length)) {
 			used = line - carry; /* the unfinished line is read again with what follows */
@@ -727,7 +872,19 @@ SUBPROGRAM_1(http1_step, direction)
 			message_end(c, s, w, request, w->now_mono_ns);
 		return true;
 	}
-	if (phase == PHASE_CLOSE)
+	if (phase == PHASE_CLOSE) {
 		s->body_bytes += left;
+		if (lingers(c, s))
+			response_so_far(w);
+	}
+	if (phase == PHASE_LOST && request && !w->source.offset && c->requests == c->responses &&
+	    read_window(w->index, 0, 32)) {
+		w->window.length = left < 32 ? left : 32;
+		if (classify_window(w->index) == VERDICT_REQUEST) {
+			s->phase = PHASE_START;
+			s->carry_length = 0;
+			return true;
+		}
+	}
 	return false;
 }

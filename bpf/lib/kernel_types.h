@@ -47,7 +47,10 @@ typedef _Bool bool;
 #define ETIMEDOUT 110
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
+#define IPPROTO_TCP 6
+#define RCV_SHUTDOWN 1
 #define TCP_FIN_WAIT1 4
+#define TCP_FIN_WAIT2 5
 #define TCP_CLOSE 7
 #define TCP_CLOSE_WAIT 8
 #define TCP_LAST_ACK 9
@@ -132,16 +135,27 @@ struct socket_alloc {
 struct msghdr;
 struct page;
 
+struct sk_buff_head {
+	__u32 qlen;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	struct socket *sk_socket;
 	int sk_err;
+	__u8 sk_shutdown;
+	struct sk_buff_head sk_receive_queue;
 	__u16 sk_type;
 	__u16 sk_protocol;
 };
 
+struct inet_connection_sock {
+	const void *icsk_ulp_ops;
+};
+
 struct tcp_sock {
 	__u32 copied_seq;
+	__u32 rcv_nxt;
 	__u32 write_seq;
 };
 

@@ -10,7 +10,10 @@ struct source {
 	__u32 iov_count; /* 0: the bytes are in no user buffer that can be found */
 	__u32 length;	 /* of the transfer */
 	__u32 offset;	 /* bytes of it that are dealt with */
-	__u32 pad;
+	__u32 iov_start; /* where in the transfer the first of `iov` begins */
+	__u64 iov_list;	 /* all buffers of the call, of which `iov` holds some */
+	__u32 iov_total;
+	__u32 iov_index; /* in that list, of the first of `iov` */
 };
 
 /* What one direction works with while it handles a transfer; too big for the stack. */
@@ -21,9 +24,12 @@ struct work {
 	struct http1_chunk chunk;
 	__u64 now_mono_ns;
 	__u64 end_mono_ns;   /* of the message that ended */
+	__u64 before_mono_ns; /* when bytes moved in this direction the last time before */
 	__u32 chunk_used;
 	__u32 stream_end;    /* position of the stream behind the transfer, alike at both ends */
 	__u32 stamp;	     /* position of the first byte of the request whose head is complete */
+	__u32 unseen;	     /* bytes that moved past the hooks since then */
+	__u32 pad0;
 	__u64 peer_socket;   /* AF_UNIX: the server's socket */
 	__u16 flags;	     /* enum request_flags of the exchange that ended */
 	__u8 emit;	     /* enum emit */
@@ -43,6 +49,8 @@ enum emit {
 	EMIT_NONE = 0,
 	EMIT_RESPONSE = 1, /* the oldest open request has its response */
 	EMIT_AHEAD = 2,	   /* a pipelined request: its half */
+	EMIT_SO_FAR = 3,   /* what there is of a response whose end will not be seen */
+	EMIT_DROP = 4,	   /* the oldest open request is over, and nothing is known of its response */
 };
 
 enum {
@@ -87,12 +95,27 @@ static __always_inline __u32 not_yet_taken(const struct work *w)
 struct thread;
 static __always_inline __u32 next_message(struct thread *thread, __u64 vector, __u32 count);
 
+/* Bytes that the buffers at hand have room for. */
+static __always_inline __u64 source_room(const struct source *s)
+{
+	__u64 room = 0;
+
+	for (__u32 i = 0; i < MAX_IOVECS; i++)
+		if (i < s->iov_count)
+			room += s->iov[i].length;
+	return room;
+}
+
 /* Take a list of user buffers over into the source. */
 static __always_inline void source_iov(struct source *s, __u64 iov, __u64 count)
 {
 	__u32 n = count > MAX_IOVECS ? MAX_IOVECS : (__u32)count;
 
 	s->iov_count = 0;
+	s->iov_start = 0;
+	s->iov_index = 0;
+	s->iov_list = iov;
+	s->iov_total = (__u32)count;
 	if (!n)
 		return;
 	if (bpf_probe_read_user(s->iov, at_most(n, MAX_IOVECS) * sizeof(s->iov[0]), (void *)iov))
@@ -124,6 +147,8 @@ static __always_inline void source_of_call(struct source *s, __u32 length, const
 		s->iov[0].base = call->arg1;
 		s->iov[0].length = length;
 		s->iov_count = 1;
+		s->iov_total = 1;
+		s->iov_start = 0;
 		break;
 	case NR_readv:
 	case NR_writev:
@@ -154,13 +179,51 @@ static __always_inline void source_skip(struct source *s, __u32 skip)
 	}
 }
 
+static __always_inline bool source_load(struct source *s, __u32 index)
+{
+	__u64 n = at_most(s->iov_total - index, MAX_IOVECS);
+
+	if (bpf_probe_read_user(s->iov, n * sizeof(s->iov[0]), (void *)(s->iov_list + index * sizeof(s->iov[0])))) {
+		s->iov_count = 0;
+		return false;
+	}
+	*(volatile __u32 *)&s->iov_index = index;
+	s->iov_count = (__u32)n;
+	return true;
+}
+
+/* Of a call with many buffers, hold those that the source's offset stands in. */
+static __always_inline void source_seek(struct source *s)
+{
+	if (s->iov_total <= MAX_IOVECS)
+		return;
+	if (s->offset < s->iov_start) {
+		s->iov_start = 0;
+		if (!source_load(s, 0))
+			return;
+	}
+	for (__u32 turn = 0; turn < IOVEC_TURNS; turn++) {
+		/* kept in memory, so that the verifier sees every turn alike */
+		__u32 next = *(volatile __u32 *)&s->iov_index + MAX_IOVECS;
+		__u64 end = *(volatile __u32 *)&s->iov_start;
+
+		for (__u32 i = 0; i < MAX_IOVECS; i++)
+			end += s->iov[i].length;
+		if (next >= s->iov_total || s->offset < end)
+			return;
+		*(volatile __u32 *)&s->iov_start = (__u32)end;
+		if (!source_load(s, next))
+			return;
+	}
+}
+
 /*
  * Copy up to `room` bytes (at most HEAD_WINDOW), from the source's offset on, to `to`; they may stand in
- * several buffers.  Gives the number copied.
+ * several buffers.  Gives the number copied, which is less than there is where the buffers are many.
  */
 static __always_inline __u32 source_read(struct source *s, __u8 *to, __u32 room)
 {
-	__u32 skip = s->offset, left = s->length - s->offset, copied = 0;
+	__u32 skip = s->offset - s->iov_start, left = s->length - s->offset, copied = 0;
 
 	if (room > left)
 		room = left;

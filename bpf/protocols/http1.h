@@ -83,6 +83,35 @@ static __always_inline __u32 first_found(__u64 found)
 	return (__u32)((((found - 1) & ~found & EACH_BYTE(0x80ULL)) >> 7) * EACH_BYTE(1ULL) >> 56);
 }
 
+/* Bit 7 of each byte that is a space or a tab, exactly. */
+static __always_inline __u64 blanks(__u64 word)
+{
+	__u64 space = word ^ EACH_BYTE(0x20ULL), tab = word ^ EACH_BYTE(0x09ULL);
+
+	space = ~(((space & EACH_BYTE(0x7fULL)) + EACH_BYTE(0x7fULL)) | space);
+	tab = ~(((tab & EACH_BYTE(0x7fULL)) + EACH_BYTE(0x7fULL)) | tab);
+	return (space | tab) & EACH_BYTE(0x80ULL);
+}
+
+/* Behind the blanks (RFC 9110 section 5.6.3) before a value; up to eight are skipped. */
+static __always_inline __u32 skip_blanks(const __u8 *bytes, __u32 at)
+{
+	return at + first_found(~blanks(load8(bytes, at)) & EACH_BYTE(0x80ULL));
+}
+
+/* Before the line end and the blanks behind a value that ends at `end`; `start` is where it may begin. */
+static __always_inline __u32 trim_blanks(const __u8 *bytes, __u32 start, __u32 end)
+{
+	__u32 count;
+
+	if (bytes[(end - 1) & WINDOW_MASK] == '\r')
+		end--;
+	if (end < 8 || end <= start)
+		return end;
+	count = first_found(__builtin_bswap64(~blanks(load8(bytes, end - 8)) & EACH_BYTE(0x80ULL)));
+	return count < end - start ? end - count : start;
+}
+
 /* The methods of RFC 9110, RFC 5789 and QUERY, with the space behind. */
 static __always_inline __u32 http1_method(__u64 word, __u32 *length)
 {
@@ -258,8 +287,7 @@ static __always_inline void http1_traceparent(struct http1_head *head, const __u
 	__u32 a, b, c, d, e, f, flags;
 	__u64 word;
 
-	if (bytes[at & WINDOW_MASK] == ' ')
-		at++;
+	at = skip_blanks(bytes, at);
 	word = load8(bytes, at);
 	if ((word >> 16 & 0xff) != '-' || (word & 0xffff) == ('f' | 'f' << 8))
 		return;
@@ -287,10 +315,8 @@ static __always_inline void http1_fields(struct http1_head *head, struct http1_w
 	if (w->host) {
 		__u32 start = w->host, end = start + w->host_length;
 
-		if (w->bytes[start & WINDOW_MASK] == ' ')
-			start++;
-		if (w->bytes[(end - 1) & WINDOW_MASK] == '\r')
-			end--;
+		start = skip_blanks(w->bytes, start);
+		end = trim_blanks(w->bytes, start, end);
 		w->host = start;
 		w->host_length = end > start ? end - start : 0;
 	}
@@ -298,8 +324,7 @@ static __always_inline void http1_fields(struct http1_head *head, struct http1_w
 		__u32 at = w->found_length;
 		__u64 value = 0;
 
-		if (w->bytes[at & WINDOW_MASK] == ' ')
-			at++;
+		at = skip_blanks(w->bytes, at);
 		for (__u32 i = 0; i < 19; i++) {
 			__u8 digit = w->bytes[(at + i) & WINDOW_MASK] - '0';
 
@@ -311,18 +336,15 @@ static __always_inline void http1_fields(struct http1_head *head, struct http1_w
 		head->flags |= HEAD_HAS_LENGTH;
 	}
 	if (w->found_type) {
-		__u32 at = w->found_type;
+		__u32 at = skip_blanks(w->bytes, w->found_type);
 
-		if (w->bytes[at & WINDOW_MASK] == ' ')
-			at++;
 		if ((load8(w->bytes, at) | LOWER) == (TEXT8('t', 'e', 'x', 't', '/', 'e', 'v', 'e') | LOWER))
 			head->flags |= HEAD_EVENT_STREAM;
 	}
 	if (w->found_encoding) {
-		__u32 at = w->found_encoding;
+		/* the field's name and its colon stand before it at least */
+		__u32 at = trim_blanks(w->bytes, w->found_encoding - 18, w->found_encoding);
 
-		if (w->bytes[(at - 1) & WINDOW_MASK] == '\r')
-			at--;
 		/* RFC 9112 section 6.3: chunked counts as the final coding only */
 		if (((load8(w->bytes, at - 7) | LOWER) & FIRST(7)) ==
 		    (TEXT8('c', 'h', 'u', 'n', 'k', 'e', 'd', 0) & FIRST(7)))

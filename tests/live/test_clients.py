@@ -20,9 +20,7 @@ def server(place: object) -> Iterator[zoo.Server]:
         yield running
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"), [(spec.name, mode) for spec in zoo.CLIENTS.values() for mode in spec.modes]
-)
+@pytest.mark.parametrize(("name", "mode"), [(spec.name, mode) for spec in zoo.CLIENTS.values() for mode in spec.modes])
 def test_a_client_is_seen_as_it_is(onlooker: Agent, server: zoo.Server, name: str, mode: str) -> None:
     plan = truth.plan(len(name), REQUESTS, pages=server.spec.pages, run=f"{mode}-{name}")
     with zoo.client(name, server.port, plan, keep_alive=mode == "keepalive") as client:

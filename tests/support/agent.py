@@ -92,6 +92,11 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0
         time.sleep(pause_s)
 
 
+def niceness() -> int:
+    """Of this process, which the programs of a test inherit; the agent has none of its own."""
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def unix_offset_ns() -> int:
     """From CLOCK_MONOTONIC to Unix time."""
     before = time.monotonic_ns()
@@ -119,10 +124,12 @@ class Agent:
         path.write_text(yaml.safe_dump(dict(configuration)))
         command = [sys.executable, "-m", "onlooker", "run", "--config", str(path), "--no-store"]
         command += ["--web-port", str(self.web_port), *(("--print", "json") if prints else ()), *arguments]
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "BEYLA_", "ONLOOKER_"))}
+        clean = {
+            key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "BEYLA_", "ONLOOKER_"))
+        }
         with self.out_path.open("wb") as out, self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *command], stdin=subprocess.DEVNULL, stdout=out, stderr=log,
+                ["setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", str(-niceness()), *command], stdin=subprocess.DEVNULL, stdout=out, stderr=log,
                 env={**clean, "PYTHONPATH": str(zoo.ROOT / "src"), **(environment or {})}, start_new_session=True,
             )  # fmt: skip
         self.objects: dict[str, set[int]] = {}

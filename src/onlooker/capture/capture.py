@@ -34,13 +34,13 @@ LAYOUTS: Final[dict[int, np.dtype[Any]]] = {
 }
 
 PROCESS_PROGRAMS: Final = ("tp_fork", "tp_exec", "tp_exit", "tp_listen")
-STATE_PROGRAMS: Final = ("tp_sock_state",)
+STATE_PROGRAMS: Final = ("tp_sock_state", "tp_sock_gone")
 
 _RINGS: Final = {128: 256 << 10, 256: 8 << 20, 512: 4 << 20, 4096: 4 << 20}
 """Bytes of each ring by the size of its records; the defaults of ``bpf/settings.h``."""
 
-_WAKEUP_BYTES: Final = 512 << 10
-"""A burst that comes while the reader sleeps long wakes it here: 2,048 requests, and most of the ring still free."""
+_WAKEUP_BYTES: Final = 1 << 20
+"""A burst that comes while the reader sleeps long wakes it here: 4,096 requests, and most of the ring still free."""
 
 _ROWS_MAX: Final = 4096
 """Requests that one round takes, so that a stall costs no more memory than a busy second; the rest comes right after."""
@@ -196,8 +196,13 @@ class Capture:
         if self._epoll is None:
             return True
         with contextlib.suppress(InterruptedError):
-            woken = self._epoll.poll(max(timeout_s, 0.0))
-            return not woken or any(fd != self._rings[128].fd for fd, _ in woken)
+            woken = {fd for fd, _ in self._epoll.poll(max(timeout_s, 0.0))}
+            # A ring that was drained after it asked has nothing more to say: a small batch costs as much as a large one.
+            return not woken or any(
+                ring.fill >= min(_WAKEUP_BYTES, ring.size // 4)
+                for stride, ring in self._rings.items()
+                if stride != 128 and ring.fd in woken
+            )
         return True
 
     def drain_processes(self) -> NDArray[Any] | None:

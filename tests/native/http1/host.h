@@ -93,6 +93,7 @@ static void connection_end(int err)
 	clock_ns += 1000;
 	host_socket.sk_err = err;
 	tp_sock_state(&host_socket, TCP_ESTABLISHED, TCP_CLOSE);
+	tp_sock_gone(&host_socket);
 	connection_exists = false;
 }
 
