@@ -28,6 +28,7 @@ from measure import (
     Agent,
     Nginx,
     NotPossible,
+    Priority,
     agent,
     cpu_ns,
     memory,
@@ -302,9 +303,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="three short rounds: a look, not a measurement")
     parser.add_argument("--seconds", type=float, default=3, help="of each reading (default 3)")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--first", action="store_true", help="run before other work of the machine (SCHED_FIFO): for a noisy one"
+    )
     parser.add_argument("--only", choices=PARTS, action="append", help="this part; may be given again")
     parser.add_argument("--json", type=Path, default=ROOT / "build/bench.json", metavar="FILE")
     options = parser.parse_args(argv)
+    Priority.real_time = options.first
     if options.quick:
         options.seconds, options.rounds = 1, 3
 

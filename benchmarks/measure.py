@@ -26,6 +26,18 @@ BODY_BYTES = 600
 Command = Sequence[str | os.PathLike[str]]
 
 
+class Priority:
+    """Whether what is started here runs before everything else of its core (SCHED_FIFO)."""
+
+    real_time = False
+
+
+def pinned(core: int | None) -> list[str]:
+    """What stands before a command that is to run on one core."""
+    words = [] if core is None else ["taskset", "-c", str(core)]
+    return [*words, "chrt", "-f", "5"] if Priority.real_time and core is not None else words
+
+
 class NotPossible(Exception):
     """A program is missing, or something did not start; the message says what to do."""
 
@@ -87,12 +99,11 @@ def memory(pid: int) -> Memory:
 def started(command: Command, *, core: int | None = None, log: Path | None = None,
             env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:  # fmt: skip
     """A process that ends with the block."""
-    pin = [] if core is None else ["taskset", "-c", str(core)]
     with contextlib.ExitStack() as stack:
         out = subprocess.DEVNULL if log is None else stack.enter_context(log.open("wb"))
         # a group of its own: Ctrl-C is for the benchmark, which then ends what it started in order
         process = subprocess.Popen(
-            [*pin, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, process_group=0,
+            [*pinned(core), *command], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, process_group=0,
             env={**os.environ, **(env or {})},
         )  # fmt: skip
         try:
@@ -194,8 +205,7 @@ def wrk_running(url: str, *, core: int | None = None, connections: int = 32) -> 
 
 def wrk(url: str, *, seconds: float, core: int | None, connections: int = 32) -> Load:
     """As fast as one thread of wrk can."""
-    pin = [] if core is None else ["taskset", "-c", str(core)]
-    command = [*pin, "wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s", url]
+    command = [*pinned(core), "wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s", url]
     out = subprocess.run(command, capture_output=True, text=True, timeout=seconds * 200 + 60, check=True).stdout
     total = re.search(r"(\d+) requests in ([\d.]+)(ms|s|m)", out)
     if total is None:
@@ -247,14 +257,19 @@ class Agent:
         ready_s: From its start until it said that it is ready.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, ready_s: float) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, ready_s: float, log: Path) -> None:
         self.pid = process.pid
+        self._process, self._log = process, log
         self.port = port
         self.ready_s = ready_s
 
     def get(self, path: str) -> str:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        connection.request("GET", path)
+        try:
+            connection.request("GET", path)
+        except ConnectionRefusedError as err:
+            told = self._log.read_text(errors="replace")[-2000:]
+            raise NotPossible(f"the agent does not answer (exit code {self._process.poll()}): {told}") from err
         answer = connection.getresponse()
         text = answer.read().decode()
         connection.close()
@@ -320,10 +335,10 @@ def agent(directory: Path, *selection: str, core: int | None, otlp_port: int = 0
             if process.poll() is not None or time.monotonic() > end:
                 raise NotPossible(f"the agent did not become ready: {log.read_text(errors='replace')[-2000:]}")
             with contextlib.suppress(OSError, http.client.HTTPException, NotPossible):
-                Agent(process, health, 0.0).get("/readyz")
+                Agent(process, health, 0.0, log).get("/readyz")
                 break
             time.sleep(0.01)
-        yield Agent(process, port, time.monotonic() - began)
+        yield Agent(process, port, time.monotonic() - began, log)
 
 
 DISCARD = """\

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("onlooker")
 
-BATCH_ROWS: Final = 2000
+BATCH_ROWS: Final = 3000
 """Records that a round of draining should find: enough to spread numpy's fixed cost, little enough to stay in cache."""
 
 INTERVAL_MIN_S: Final = 0.005

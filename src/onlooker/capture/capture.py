@@ -43,7 +43,7 @@ _WAKEUP_BYTES: Final = 1 << 20
 """A burst that comes while the reader sleeps long wakes it here: 4,096 requests, and most of the ring still free."""
 
 _ROWS_MAX: Final = 4096
-"""Requests that one round takes, so that a stall costs no more memory than a busy second; the rest comes right after."""
+"""Requests that one round takes, so that a stall costs no more memory than a busy second; the rest comes after it."""
 
 
 def check_layouts(built: Object) -> None:
@@ -197,7 +197,7 @@ class Capture:
             return True
         with contextlib.suppress(InterruptedError):
             woken = {fd for fd, _ in self._epoll.poll(max(timeout_s, 0.0))}
-            # A ring that was drained after it asked has nothing more to say: a small batch costs as much as a large one.
+            # A ring that was drained since it asked has no more to say: a small batch costs as much as a large one.
             return not woken or any(
                 ring.fill >= min(_WAKEUP_BYTES, ring.size // 4)
                 for stride, ring in self._rings.items()
