@@ -1,0 +1,303 @@
+"""The page in a real browser: every view, light, dark and on a phone; live; hostile text; accessibility.
+
+Screenshots are left in ``build/screenshots``.  The traffic is made up by `support.page_server`; the last test lets a
+real agent watch real servers, and needs root and BPF.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onlooker.web.assets import STATIC
+from support.browser import AXE, chromium, visit
+from support.page_server import HOSTILE_NAME, CannedFacts, Traffic, serve
+
+ROOT = Path(__file__).parents[2]
+SHOTS = ROOT / "build" / "screenshots"
+LOOKS = {"light": {}, "dark": {"dark": True}, "phone": {"width": 390, "height": 844}}
+
+pytestmark = pytest.mark.skipif(
+    not (STATIC / "index.html").exists(), reason="the page is not built: make web (npm ci && npm run build in web/)"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def traffic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traffic]:
+    made = Traffic(tmp_path_factory.mktemp("store") / "s", services=("shop", "users", HOSTILE_NAME))
+    writer = made.store.writer
+    now = time.time()
+    clock = [now - 600]
+    writer._clock = lambda: clock[0]
+    writer._last_round = clock[0] - 1
+    for number in range(600):  # ten minutes, one trace a second
+        ago = int((now - clock[0]) * 1e9)
+        made.put(made.a_trace(number, failing=number % 12 == 0), now_ns=int(clock[0] * 1e9))
+        if number % 100 == 0:
+            for row in made.hostile():
+                made.put([{**row, "ago_ns": ago}])
+        clock[0] += 1.0
+        writer.round(0.0)
+    writer._clock = time.time
+    made.store.start()
+    yield made
+    made.store.close()
+
+
+@pytest.fixture(scope="module")
+def url(traffic: Traffic) -> Iterator[str]:
+    facts = CannedFacts(traffic.store, [{"what": "ring_full", "count": 3, "why": "the ring was full <b>once</b>"}])
+    with serve(traffic.store, facts=facts) as found:
+        yield found
+
+
+def get(url: str, path: str) -> Any:
+    with urllib.request.urlopen(url + path, timeout=10) as response:
+        return json.load(response)
+
+
+def views_of(url: str) -> dict[str, tuple[str, str]]:
+    """Name to fragment, and what shows that the view is there."""
+    services = {row["name"]: row["id"] for row in get(url, "/api/v1/services")["services"]}
+    span = get(url, f"/api/v1/traces?service={services['shop']}&kind=server&status=error")["spans"][0]
+    return {
+        "overview": ("", "li.service"),
+        "map": ("#/map", "g.node"),
+        "service": (f"#/service/{services['shop']}", ".u-legend .u-value"),
+        "traces": ("#/traces", ".spans li"),
+        "trace": (f"#/trace/{span['trace_id']}", ".bar-row"),
+        "agent": ("#/agent", "table tbody tr"),
+    }
+
+
+@pytest.mark.parametrize("view", ["overview", "map", "service", "traces", "trace", "agent"])
+@pytest.mark.parametrize("look", LOOKS)
+def test_every_view(browser: Any, url: str, view: str, look: str) -> None:
+    fragment, there = views_of(url)[view]
+    with visit(browser, url, **LOOKS[look]) as window:
+        window.open(fragment, there)
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        window.page.screenshot(path=str(SHOTS / f"{view}-{look}.png"))
+        window.check()
+        assert window.page.inner_text("footer").startswith("live")
+        if AXE.exists():
+            assert window.accessibility() == []
+
+
+def test_the_overview_moves_by_itself(browser: Any, url: str, traffic: Traffic) -> None:
+    with visit(browser, url) as window:
+        window.open("", "li.service")
+        before = window.page.inner_text("dl.totals")
+        for number in range(10):
+            traffic.put(traffic.a_trace(9000 + number))
+        window.page.wait_for_function(
+            "before => document.querySelector('dl.totals').innerText !== before", arg=before, timeout=15_000
+        )
+        window.check()
+
+
+def test_requests_go_by_live(browser: Any, url: str, traffic: Traffic) -> None:
+    with visit(browser, url) as window:
+        window.open("#/traces?live=1&q=/users/7777", ".filters")
+        window.page.wait_for_selector("text=Waiting for requests")
+        traffic.put(traffic.a_trace(7777))
+        window.page.wait_for_selector(".spans li:has-text('/users/7777')", timeout=15_000)
+        window.page.click("text=pause")
+        window.page.wait_for_selector("text=go on")
+        window.check()
+
+
+def test_from_the_map_to_a_trace(browser: Any, url: str) -> None:
+    with visit(browser, url) as window:
+        window.open("#/map", "g.node")
+        labels = [e.get_attribute("aria-label") for e in window.page.query_selector_all("g.edge")]
+        assert any(label.startswith("shop calls users") for label in labels)
+        window.page.focus("g.edge[aria-label^='shop calls users']")
+        window.page.keyboard.press("Enter")
+        window.page.wait_for_selector(".details h2:has-text('users')")
+        window.page.click(".details .plain a >> nth=0")
+        window.page.wait_for_selector(".spans li")
+        window.page.click(".spans li a >> nth=0")
+        window.page.wait_for_selector(".bar-row")
+        window.page.focus(".bar-row >> nth=0")
+        window.page.keyboard.press("ArrowDown")
+        window.page.wait_for_selector(".bar-row:nth-child(3).chosen")
+        window.page.click("text=find similar")
+        window.page.wait_for_selector(".spans li")
+        window.check()
+
+
+def test_filters_narrow_the_search(browser: Any, url: str) -> None:
+    with visit(browser, url) as window:
+        window.open("#/traces", ".spans li")
+        window.page.select_option(".filters select >> nth=0", label="shop")
+        window.page.fill("input[list=statuses]", "error")
+        window.page.keyboard.press("Tab")
+        window.page.wait_for_function("document.querySelectorAll('.spans li:not(.failed)').length === 0")
+        window.page.wait_for_selector(".spans li.failed")
+        assert "status=error" in window.page.url
+        window.check()
+
+
+def test_a_service_switches_sides_and_sorts(browser: Any, url: str) -> None:
+    with visit(browser, url) as window:
+        window.open(views_of(url)["service"][0], "table tbody tr")
+        window.page.click("text=requests it makes")
+        window.page.wait_for_selector("td:has-text('GET /users/*')")
+        window.page.click("thead button:has-text('p95') >> nth=0")
+        assert window.page.get_attribute("th:has-text('p95') >> nth=0", "aria-sort") == "descending"
+        window.page.click("canvas.heat-canvas", position={"x": 70, "y": 30})
+        window.check()
+
+
+def test_text_from_traffic_is_shown_and_not_run(browser: Any, url: str) -> None:
+    services = {row["name"]: row["id"] for row in get(url, "/api/v1/services")["services"]}
+    hostile = services[HOSTILE_NAME]
+    trace = get(url, f"/api/v1/traces?service={hostile}&status=500&kind=server")["spans"][0]["trace_id"]
+    with visit(browser, url) as window:
+        for fragment, there in (
+            ("", "li.service"), ("#/map", "g.node"), (f"#/service/{hostile}", "table tbody tr"),
+            (f"#/traces?service={hostile}", ".spans li"), (f"#/trace/{trace}", ".bar-row"), ("#/agent", "table tr"),
+            (f"#/traces?q={'%3Cscript%3Ealert(4)%3C/script%3E'}", ".filters"), ("#/service/%3Cimg%3E", ".trouble"),
+        ):  # fmt: skip
+            window.open(fragment, there)
+            assert window.page.query_selector("main script, main img:not([src='/icon.svg']), main b b") is None
+            text = window.page.inner_text("body")
+            assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", text)
+        window.open(f"#/trace/{trace}", ".attributes td")
+        assert "<script>alert(1)</script>" in window.page.inner_text(".attributes")
+        assert "\\u202e" in window.page.inner_text(".attributes")
+        window.page.screenshot(path=str(SHOTS / "hostile.png"))
+        # "#/service/<img>" is answered with 400, which the console notes as a failed request
+        window.faults = [fault for fault in window.faults if "400 (Bad Request)" not in fault]
+        window.check()
+
+
+def test_the_policy_stops_what_would_slip_through(browser: Any, url: str) -> None:
+    with visit(browser, url) as window:
+        window.open("", "li.service")
+        ran = window.page.evaluate(
+            """() => { const e = document.createElement('div');
+            e.innerHTML = '<img src=x onerror="window.ran = 1">'; document.body.append(e);
+            const s = document.createElement('script'); s.textContent = 'window.ran = 2'; document.body.append(s);
+            return new Promise(done => setTimeout(() => done(window.ran || 0), 300)); }"""
+        )
+        assert ran == 0
+        assert any("Content Security Policy" in fault for fault in window.faults)
+
+
+def test_the_token_is_asked_for_and_kept_out_of_the_address(browser: Any, traffic: Traffic) -> None:
+    with serve(traffic.store, token="s3cret") as url, visit(browser, url) as window:
+        window.open("", "input[type=password]")
+        window.page.fill("input[type=password]", "s3cret")
+        window.page.click("text=Open")
+        window.page.wait_for_selector("li.service")
+        window.page.goto("about:blank")
+        window.open("#token=s3cret", "li.service")
+        assert "s3cret" not in window.page.url
+
+
+def test_it_says_when_onlooker_is_gone(browser: Any, traffic: Traffic) -> None:
+    with visit(browser, "") as window:
+        with serve(traffic.store) as url:
+            window.url = url
+            window.open("", "li.service")
+        window.page.wait_for_selector("text=no connection to onlooker", timeout=15_000)
+
+
+SERVER = """
+import http.client, http.server, sys
+port, behind = int(sys.argv[1]), int(sys.argv[2])
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *args): pass
+    def do_GET(self):
+        if behind:
+            c = http.client.HTTPConnection("127.0.0.1", behind)
+            c.request("GET", "/inner")
+            c.getresponse().read()
+        self.send_response(503 if self.path == "/fail" else 200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+@pytest.mark.live
+@pytest.mark.skipif(os.geteuid() != 0, reason="loading BPF programs needs root")
+def test_a_real_agent_shows_real_requests(browser: Any, tmp_path: Path) -> None:
+    front, back, port = _free_port(), _free_port(), _free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(SERVER), str(own), str(behind)],
+            env={**os.environ, "OTEL_SERVICE_NAME": name},
+        )
+        for own, behind, name in ((front, back, "front"), (back, 0, "back"))
+    ]
+    config = tmp_path / "c.yaml"
+    config.write_text(f"open_port: {front},{back}\nweb: {{port: {port}}}\nstore: {{path: {tmp_path / 's'}}}\n"
+                      "prometheus_export: {port: 0}\n")  # fmt: skip
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "onlooker", "run", "--config", str(config)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    processes.append(agent)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                if get(url, "/api/v1/agent")["processes"] == 2:
+                    break
+            except OSError:
+                pass
+            assert agent.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        for i in range(23):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{front}/{'fail' if i == 5 else 'ok'}", timeout=5).close()
+            except urllib.error.HTTPError as err:
+                err.close()
+        with visit(browser, url) as window:
+            window.open("", "li.service")
+            window.page.wait_for_function(
+                "async () => { const o = await (await fetch('/api/v1/overview')).json();"
+                "return o.services.length === 2 && o.services.every(s => s.server && s.server.count === 23) }",
+                timeout=20_000,
+            )
+            window.open("#/map", "g.edge[aria-label^='front calls back']")
+            found = get(url, "/api/v1/traces?service=front&status=error&kind=server")["spans"]
+            assert len(found) == 1
+            window.open(f"#/trace/{found[0]['trace_id']}", ".bar-row")
+            window.page.wait_for_function("document.querySelectorAll('.bar-row').length === 3")
+            window.check()
+    finally:
+        for process in reversed(processes):
+            process.send_signal(signal.SIGINT if process is agent else signal.SIGKILL)
+            process.wait(20)
