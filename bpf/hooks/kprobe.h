@@ -59,6 +59,13 @@ int BPF_KPROBE(kprobe_ine6_snd, struct socket *socket, struct msghdr *message, _
 	return on_tcp(socket_sock(socket), DIRECTION_SEND, (__u32)size);
 }
 
+/* sendfile and splice, until 6.5; as in fexit.h. */
+SEC("kprobe/inet_sendpage")
+int BPF_KPROBE(kprobe_sendpage, struct socket *socket, struct page *page, int offset, __u64 size)
+{
+	return on_tcp(socket_sock(socket), DIRECTION_SEND, (__u32)size);
+}
+
 SEC("kprobe/tcp_cleanup_rbuf")
 int BPF_KPROBE(kprobe_tcp_recv, struct sock *sk, int copied)
 {

@@ -73,7 +73,7 @@ LADDER: Final = (
         "kprobe",
         True,
         ("kprobe_inet_snd", "kprobe_tcp_recv"),
-        (("kprobe_ine6_snd", "inet6_sendmsg"),),
+        (("kprobe_ine6_snd", "inet6_sendmsg"), ("kprobe_sendpage", "inet_sendpage")),
         (
             "UNIX sockets, UDP (DNS) and kernel TLS are not seen",
             "at most 8,192 connections are followed at once",
@@ -86,7 +86,6 @@ LADDER: Final = (
         ("raw_sys_exit",),
         (),
         (
-            _BLOCKED,
             "every system call of every process is taxed",
             "of sendmmsg and recvmmsg only the first message is seen",
             "at most 8,192 connections are followed at once",
@@ -96,10 +95,14 @@ LADDER: Final = (
 
 
 def rungs(choice: str = AUTO) -> tuple[Rung, ...]:
-    """The rungs to try, in order.  The tax on all system calls is for those who ask for it."""
+    """The rungs to try, in order.  The tax on all system calls is for those who ask for it.
+
+    Args:
+        choice: Value of ``ebpf.capture_hook``, or the name of a rung.
+    """
     if choice == AUTO:
         return tuple(rung for rung in LADDER if rung.choice != "raw_syscalls")
-    return tuple(rung for rung in LADDER if rung.choice == choice)
+    return tuple(rung for rung in LADDER if choice in (rung.choice, rung.name))
 
 
 def programs_of(rung: Rung) -> tuple[str, ...]:

@@ -54,8 +54,9 @@ def refuse_hopeless(sys: Path = _SYS) -> None:
     if not has_type_information(sys):
         raise UnsupportedKernelError(
             f"the kernel {os.uname().release} has no type information (/sys/kernel/btf/vmlinux is missing), so the "
-            "places of its fields are not known: no request can be seen. Use a kernel with CONFIG_DEBUG_INFO_BTF, as those of "
-            "Debian 11, Ubuntu 20.10, RHEL 8.2, Fedora 31, Amazon Linux 2023 and newer are; stored data still works"
+            "places of its fields are not known: no request can be seen. Use a kernel with CONFIG_DEBUG_INFO_BTF, as "
+            "those of Debian 11, Ubuntu 20.10, RHEL 8.2, Fedora 31, Amazon Linux 2023 and newer are; stored data still "
+            "works"
         )
 
 
