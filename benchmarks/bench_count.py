@@ -97,7 +97,7 @@ def run_guest(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     asked = json.dumps({"seconds": options.seconds, "slow_seconds": options.slow_seconds, "otlp": options.otlp})
     command = [
         str(ROOT / "kernel-lab/vmrun"), "--kernel", options.kernel, "--count", "--mem", "3G",
-        "--timeout", str(options.timeout), "--",
+        "--timeout", str(options.timeout), "--env", f"PYTHONPATH={ROOT / 'src'}", "--",
         str(ROOT / ".venv/bin/python"), "-B", str(ROOT / "benchmarks/count_guest.py"), asked,
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

@@ -104,7 +104,7 @@ def started(command: Command, *, core: int | None = None, log: Path | None = Non
         # a group of its own: Ctrl-C is for the benchmark, which then ends what it started in order
         process = subprocess.Popen(
             [*pinned(core), *command], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, process_group=0,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **(env or {})},
         )  # fmt: skip
         try:
             yield process
