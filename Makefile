@@ -58,7 +58,7 @@ $(BPF_OUT)/%.old.o: bpf/%.bpf.c $(BPF_HEADERS)
 	@mkdir -p $(@D)
 	$(CLANG) $(BPF_FLAGS) -DONLOOKER_OLD_KERNEL -c $< -o $@
 
-# Two objects of the same sources, see docs/decisions/0320: the parts of each are linked, so that they share maps and globals.
+# Two objects of the same sources, see docs/decisions/0340: the parts of each are linked, so that they share maps and globals.
 $(BPF_OBJECT): $(BPF_PARTS)
 $(BPF_OLD_OBJECT): $(BPF_OLD_PARTS)
 $(BPF_OBJECT) $(BPF_OLD_OBJECT):
@@ -117,8 +117,9 @@ fuzz: setup ## drive the parsers with libFuzzer and hypothesis; FUZZ_SECONDS=60 
 	@scripts/setup.sh test
 	FUZZ_SECONDS=$(FUZZ_SECONDS) bash scripts/fuzz.sh
 
-test-kernels: setup ## load and run on other kernels in virtual machines
-	$(AS_ROOT) $(PYTEST) tests/kernels $(TEST_ARGS)
+test-kernels: setup ## load and run on five kernels in virtual machines; ARGS="--kernel 6.1", ARGS=--update
+	@scripts/setup.sh test
+	$(AS_ROOT) $(PY) tests/kernels/run.py $(ARGS)
 
 bench: test-setup ## cost on this machine, as ratios within one run
 	$(AS_ROOT) $(PY) benchmarks/bench.py $(ARGS)

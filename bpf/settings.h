@@ -23,9 +23,10 @@
 #define RING_4096_SIZE (4 * 1024 * 1024)
 
 #define CONTEXTS_MAX 16384	  /* client requests in flight whose server may be on this host */
-#define CONNECTIONS_MAX 8192	  /* kernels without storage in sockets; 2.5 KiB each, taken at load */
+#define CONNECTIONS_MAX 8192	  /* kernels without storage in sockets; 2 KiB each, taken at load */
 #define THREADS_MAX 16384	  /* kernels without storage in tasks */
 #define TLS_SESSIONS_MAX 16384	  /* taken one by one, 2.6 KiB each */
+#define TLS_OPAQUE_MAX 1024	  /* processes whose TLS is not seen into and that had connections lately */
 #define GO_READS_MAX 16384	  /* goroutines that read from TLS connections */
 #define TLS_CLASSIFY_TRIES 250	  /* as CLASSIFY_TRIES: a TLS record holds 16 KiB at most, so a body is many of them */
 #define PROCESSES_MAX 8192	  /* processes whose threads are no execution contexts */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Bytes over sockets: one core, and the hooks that can call it.  User space loads one set of them; see docs/decisions/0320. */
+/* Bytes over sockets: one core, and the hooks that can call it.  User space loads one set of them; see docs/decisions/0340. */
 #include "lib/kernel_types.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
@@ -122,8 +122,14 @@ int BPF_PROG(tp_sock_gone, struct sock *sk)
 {
 	struct connection *c = connection_above(sk);
 
-	if (!c)
+	if (!c) {
+#ifndef ONLOOKER_OLD_KERNEL
+		c = connection_of(sk);
+		if (c && c->protocol == PROTOCOL_TLS && !c->tls)
+			tls_count_opaque(c, sk->sk_err);
+#endif
 		return 0;
+	}
 	if (c->protocol == PROTOCOL_HTTP1 && c->requests != c->responses)
 		end_requests(c, sk, c->error ? c->error : REQUEST_LOCAL_CLOSED);
 #ifndef ONLOOKER_OLD_KERNEL

@@ -69,6 +69,8 @@ for part in "$@"; do
 	test)
 		need gcc gcc cc
 		need libc6-dev /usr/include/stdio.h
+		# the machines of kernel-lab
+		need qemu-system-x86 qemu-system-x86_64
 		# the sanitizers that the native tests run under
 		need libclang-rt-dev '/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.asan*.a' \
 			'/usr/lib/clang/*/lib/linux/libclang_rt.asan*.a'

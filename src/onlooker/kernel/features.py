@@ -210,7 +210,7 @@ def _tried() -> list[Feature]:
     tell("process tracepoints", trials.attach_tracing("sched_process_exec", _TRACE_RAW_TP),
          "processes cannot be followed", required=True)  # fmt: skip
     tell("storage in sockets", trials.lacks_helper(_SK_STORAGE_GET),
-         "at most 8,192 connections are followed at once, in a table of 20 MB")  # fmt: skip
+         "at most 8,192 connections are followed at once, in a table of 16 MB")  # fmt: skip
     tell("storage in tasks", trials.lacks_helper(_TASK_STORAGE_GET), "")
     tell("user registers", trials.lacks_helper(_TASK_PT_REGS), "")
     uprobes = uprobe.detect()
