@@ -1,4 +1,4 @@
-"""What can be said of the BPF objects without a kernel: they build for every machine, and 5.10 could take the old one."""
+"""What can be said of the BPF objects without a kernel: they build for arm64, and 5.10 could take the old one."""
 
 from __future__ import annotations
 
