@@ -155,6 +155,10 @@ static __always_inline void join_tls(struct connection *c, struct sock *sk, __u3
 
 	if (c->tls)
 		return;
+	if (!c->exchanges[CURRENT].tgid) {
+		c->exchanges[CURRENT].tgid = key.tgid;
+		c->exchanges[CURRENT].start_mono_ns = bpf_ktime_get_ns();
+	}
 	if (!(flags_of(key.tgid) & PROCESS_TLS)) {
 		tell_tls(key.tgid);
 		return;

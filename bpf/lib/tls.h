@@ -45,6 +45,22 @@ struct {
 	__type(value, struct tls_key);
 } tls_sockets SHARED_MAP;
 
+/* Connections that are over and that nobody could see into, by process. */
+struct tls_opaque {
+	__u64 connections;
+	__u64 failed; /* reset or timed out */
+	__u64 sent;   /* bytes */
+	__u64 received;
+	__u64 duration_ns;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, TLS_OPAQUE_MAX);
+	__type(key, __u32);
+	__type(value, struct tls_opaque);
+} tls_opaque_connections SHARED_MAP;
+
 int tell_tls(__u32 tgid); /* process.bpf.c */
 int tell_loaded(__u32 tgid);
 
@@ -94,6 +110,29 @@ static __always_inline void tls_forget(const struct tls_key *key, __u64 socket)
 	if (socket)
 		bpf_map_delete_elem(&tls_sockets, &socket);
 	bpf_map_delete_elem(&tls_sessions, key);
+}
+
+/* A connection ends whose plaintext was not seen: what is left to say of it. */
+static __always_inline void tls_count_opaque(struct connection *c, bool failed)
+{
+	struct tls_opaque fresh = {}, *o;
+	__u32 tgid = c->exchanges[CURRENT].tgid; /* left there by join_tls */
+
+	if (!tgid)
+		return;
+	o = bpf_map_lookup_elem(&tls_opaque_connections, &tgid);
+	if (!o) {
+		bpf_map_update_elem(&tls_opaque_connections, &tgid, &fresh, BPF_ANY);
+		o = bpf_map_lookup_elem(&tls_opaque_connections, &tgid);
+		if (!o)
+			return;
+	}
+	__sync_fetch_and_add(&o->connections, 1);
+	if (failed)
+		__sync_fetch_and_add(&o->failed, 1);
+	__sync_fetch_and_add(&o->sent, c->streams[DIRECTION_SEND].bytes);
+	__sync_fetch_and_add(&o->received, c->streams[DIRECTION_RECEIVE].bytes);
+	__sync_fetch_and_add(&o->duration_ns, bpf_ktime_get_ns() - c->exchanges[CURRENT].start_mono_ns);
 }
 
 static __always_inline void tls_forget_socket(struct sock *sk)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from onlooker import __version__
 from onlooker.aggregate.own import OwnMetrics
+from onlooker.capture.tls import OpaqueTls
 from onlooker.export.exporter import Exporter
 from onlooker.export.snapshot import MetricSnapshot
 
@@ -46,6 +48,10 @@ def losses(agent: Agent) -> dict[str, int]:
     return found
 
 
+def _by_process(read: Callable[[], Mapping[int, OpaqueTls]], value: Callable[[OpaqueTls], float]) -> dict[str, float]:
+    return {str(pid): float(value(one)) for pid, one in read().items()}
+
+
 def own_metrics(agent: Agent) -> OwnMetrics:
     """``onlooker_*``, read when somebody looks."""
     own = OwnMetrics(
@@ -71,6 +77,16 @@ def own_metrics(agent: Agent) -> OwnMetrics:
               read=lambda: agent.plaintext.prober.probed())  # fmt: skip
     own.gauge("tls_invisible", "Processes whose TLS is not seen into, by reason.", label="reason",
               read=agent.plaintext.prober.invisible)  # fmt: skip
+    opaque = agent.plaintext.programs.opaque
+    for name, unit, text, read in (
+        ("connections", "", "ended", lambda one: one.connections),
+        ("failed", "", "were reset or timed out", lambda one: one.failed),
+        ("sent", "By", "bytes sent", lambda one: one.sent),
+        ("received", "By", "bytes received", lambda one: one.received),
+        ("duration", "s", "seconds that they lasted", lambda one: one.duration_s),
+    ):
+        own.counter(f"tls_opaque_{name}", f"TLS connections that are not seen into: {text}.", unit=unit, label="pid",
+                    read=functools.partial(_by_process, opaque, read))  # fmt: skip
     own.counter("tls_probe_failures", "Attachments to TLS libraries that failed, by reason.", label="reason",
                 read=agent.plaintext.prober.failures)  # fmt: skip
     own.counter("ignored", "Requests of ignored routes.", read=lambda: pipeline.routes.ignored)

@@ -20,8 +20,8 @@ class Plaintext:
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
-        self._programs = TlsPrograms(capture)
-        self.prober = Prober(self._programs.load, capture.mark_tls, sweep=self._programs.forget)
+        self.programs = TlsPrograms(capture)
+        self.prober = Prober(self.programs.load, capture.mark_tls, sweep=self.programs.forget)
 
     def start(self) -> None:
         """Begin to look into processes; those that were named before are looked into now."""
@@ -30,7 +30,7 @@ class Plaintext:
     def stop(self) -> None:
         """Detach and unload."""
         self.prober.stop()
-        self._programs.close()
+        self.programs.close()
 
     def watch(self, pid: int) -> None:
         """Let its records through, and look into it."""

@@ -7,6 +7,8 @@ nothing for them; loading takes 0.3 to 0.6 s of a thread that waits in the kerne
 from __future__ import annotations
 
 import ctypes
+import struct
+from dataclasses import dataclass
 from typing import Final
 
 from onlooker.capture.capture import Capture
@@ -15,7 +17,20 @@ from onlooker.kernel.object import Object, built_object
 from onlooker.kernel.uprobe import Features
 
 TLS_PROGRAMS: Final = ("tls_call", "tls_free", "tls_go_read", "tls_loaded")
+_OPAQUE: Final = struct.Struct("<5Q")  # struct tls_opaque of bpf/lib/tls.h
+_KEYS_LIMIT: Final = 1 << 16  # a walk over a map that changes meanwhile may begin again
 _KEY: Final = 16  # struct tls_key of bpf/lib/tls.h: address, tgid
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueTls:
+    """TLS connections of a process that ended without anybody seeing into them: numbers, bytes and seconds."""
+
+    connections: int
+    failed: int
+    sent: int
+    received: int
+    duration_s: float
 
 
 class TlsPrograms:
@@ -55,19 +70,36 @@ class TlsPrograms:
             self._object.close()
             self._object = None
 
+    def opaque(self) -> dict[int, OpaqueTls]:
+        """By process, TLS connections that ended and that nobody could see into."""
+        built, lib = self._capture.object, self._capture.object.library
+        if not built.loaded or not built.has_map("tls_opaque_connections"):
+            return {}
+        found: dict[int, OpaqueTls] = {}
+        map_fd, value = built.map_fd("tls_opaque_connections"), ctypes.create_string_buffer(_OPAQUE.size)
+        for raw in self._keys(map_fd, 4):
+            if lib.bpf_map_lookup_elem(map_fd, ctypes.create_string_buffer(raw, 4), value) == 0:
+                connections, failed, sent, received, duration_ns = _OPAQUE.unpack(value.raw)
+                pid = int.from_bytes(raw, "little")
+                found[pid] = OpaqueTls(connections, failed, sent, received, duration_ns / 1e9)
+        return found
+
+    def _keys(self, map_fd: int, size: int) -> list[bytes]:
+        following = ctypes.create_string_buffer(size)
+        key: ctypes.Array[ctypes.c_char] | None = None
+        found: list[bytes] = []
+        following_of = self._capture.object.library.bpf_map_get_next_key
+        while len(found) < _KEYS_LIMIT and following_of(map_fd, key, following) == 0:
+            found.append(following.raw)
+            key = ctypes.create_string_buffer(following.raw, size)
+        return found
+
     def forget(self, pid: int) -> int:
         """Delete the sessions that a process left behind: those whose socket never showed.  Gives their number."""
         if self._object is None:
             return 0
         map_fd, lib = self._capture.object.map_fd("tls_sessions"), self._capture.object.library
-        key, following = ctypes.create_string_buffer(_KEY), ctypes.create_string_buffer(_KEY)
-        found: list[bytes] = []
-        more = lib.bpf_map_get_next_key(map_fd, None, following) == 0
-        while more:
-            if int.from_bytes(following.raw[8:12], "little") == pid:
-                found.append(following.raw)
-            key.raw = following.raw
-            more = lib.bpf_map_get_next_key(map_fd, key, following) == 0
+        found = [raw for raw in self._keys(map_fd, _KEY) if int.from_bytes(raw[8:12], "little") == pid]
         for raw in found:
             lib.bpf_map_delete_elem(map_fd, ctypes.create_string_buffer(raw, _KEY))
         return len(found)
