@@ -17,7 +17,17 @@ from measure import Agent, Nginx, agent, cpu_ns, nginx, paced_running, sink, wrk
 
 NS_PER_INSTRUCTION = 2
 SETTLE_S = 1.5  # more than the longest interval of draining
+QUIET_NS = 10_000_000  # in a second: 5 million instructions, more than rounds without requests take
 LEAD_S = 2.0  # until the agent drains as it does from then on
+
+
+def wait_until_quiet(watcher: Agent) -> None:
+    """Until what follows a start is done: looking into binaries takes an agent its time in here."""
+    for _ in range(60):
+        before = cpu_ns(watcher.pid)
+        time.sleep(1)
+        if cpu_ns(watcher.pid) - before < QUIET_NS:
+            return
 
 
 def counted(
@@ -81,6 +91,7 @@ def main() -> None:
         )
         # caches, tables and first calls: not what a request costs
         wrk(server.url, seconds=1, core=None)
+        wait_until_quiet(watcher)
         found["watched"] = counted(server, watcher, fast(), seconds)
         found["watched_slow"] = counted(server, watcher, slow(), slow_seconds)
         idle = cpu_ns(watcher.pid)
