@@ -152,8 +152,7 @@ def test_filters_narrow_the_search(browser: Any, url: str) -> None:
         window.page.select_option(".filters select >> nth=0", label="shop")
         window.page.fill("input[list=statuses]", "error")
         window.page.keyboard.press("Tab")
-        window.page.wait_for_function("document.querySelectorAll('.spans li:not(.failed)').length === 0")
-        window.page.wait_for_selector(".spans li.failed")
+        window.page.wait_for_selector(".spans:not(:has(li:not(.failed))) li.failed")
         assert "status=error" in window.page.url
         window.check()
 
@@ -164,7 +163,7 @@ def test_a_service_switches_sides_and_sorts(browser: Any, url: str) -> None:
         window.page.click("text=requests it makes")
         window.page.wait_for_selector("td:has-text('GET /users/*')")
         window.page.click("thead button:has-text('p95') >> nth=0")
-        assert window.page.get_attribute("th:has-text('p95') >> nth=0", "aria-sort") == "descending"
+        assert window.page.get_attribute("thead th:has-text('p95') >> nth=0", "aria-sort") == "descending"
         window.page.click("canvas.heat-canvas", position={"x": 70, "y": 30})
         window.check()
 
@@ -269,7 +268,7 @@ def test_a_real_agent_shows_real_requests(browser: Any, tmp_path: Path) -> None:
     processes.append(agent)
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
                 if get(url, "/api/v1/agent")["processes"] == 2:
@@ -300,4 +299,4 @@ def test_a_real_agent_shows_real_requests(browser: Any, tmp_path: Path) -> None:
     finally:
         for process in reversed(processes):
             process.send_signal(signal.SIGINT if process is agent else signal.SIGKILL)
-            process.wait(20)
+            process.wait(60)

@@ -157,7 +157,7 @@ function Graph(props: { map: ServiceMap; chosen: string; choose: (id: string) =>
               <g
                 key={id}
                 class={`edge ${tone(edge)}${chosen === id ? " chosen" : ""}${dim(id)}`}
-                tabIndex={0}
+                tabindex={0}
                 role="button"
                 aria-pressed={chosen === id}
                 aria-label={`${name(edge.from)} calls ${name(edge.to)}: ${rate(edge.rate)} requests per second, ${share(edge.error_share)} failed, 95th percentile ${duration(edge.p95_ms)}`}
@@ -180,7 +180,7 @@ function Graph(props: { map: ServiceMap; chosen: string; choose: (id: string) =>
                 key={node.id}
                 class={`node ${node.type} ${node.health}${chosen === node.id ? " chosen" : ""}${dim(node.id)}`}
                 transform={`translate(${p.x} ${p.y})`}
-                tabIndex={0}
+                tabindex={0}
                 role="button"
                 aria-pressed={chosen === node.id}
                 aria-label={`${KINDS[node.type] ?? node.type} ${name(node.id)}${node.red ? `: ${rate(node.red.rate)} requests per second, ${share(node.red.error_share)} failed` : ""}`}

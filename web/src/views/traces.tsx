@@ -3,12 +3,14 @@
 import type { JSX } from "preact";
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { get, listen, type Search, type ServiceName, type SpanRow, type TraceSummary } from "../api";
-import { clock, count, day, duration } from "../format";
+import { clock, count, day, duration, safe } from "../format";
 import { useData, useTitle, useWidth } from "../hooks";
 import { Bar, Empty, hue, Panel, T, Trouble } from "../parts";
 import { change, go, to, useRoute } from "../route";
 
 const FILTERS = ["service", "operation", "kind", "status", "min", "max", "attribute", "q", "from", "to"] as const;
+/* With one of these the wanted request may lie deep inside a trace. */
+const NARROWING = ["service", "operation", "kind", "attribute", "q"] as const;
 const LIVE_ROWS = 200;
 
 export function TracesView(): JSX.Element {
@@ -19,7 +21,7 @@ export function TracesView(): JSX.Element {
     const values = new URLSearchParams();
     for (const name of FILTERS) for (const value of query.getAll(name)) if (value) values.append(name, value);
     // without a service one line a trace is enough
-    if (!query.get("kind") && !query.get("service") && !query.get("operation")) values.set("entry", "1");
+    if (!NARROWING.some((name) => query.get(name))) values.set("entry", "1");
     if (values.get("kind") === "any") values.delete("kind");
     return values.toString();
   }, [query]);
@@ -38,6 +40,7 @@ function Form({ live }: { live: boolean }): JSX.Element {
   const services = data?.services ?? [];
   const chosen = services.find((s) => String(s.id) === query.get("service") || s.name === query.get("service"));
   const set = (name: string) => (e: { currentTarget: { value: string } }): void => change({ [name]: e.currentTarget.value });
+  const narrowed = NARROWING.some((name) => name !== "kind" && query.get(name));
   const windowed = query.get("from") || query.get("to");
   const any = FILTERS.some((name) => query.get(name));
   return (
@@ -47,7 +50,7 @@ function Form({ live }: { live: boolean }): JSX.Element {
         <select value={chosen ? String(chosen.id) : ""} onChange={(e) => change({ service: e.currentTarget.value, operation: null })}>
           <option value="">all</option>
           {services.map((s) => (
-            <option key={s.id} value={s.id}>{s.name}</option>
+            <option key={s.id} value={s.id}>{safe(s.name, 60)}</option>
           ))}
         </select>
       </label>
@@ -55,7 +58,7 @@ function Form({ live }: { live: boolean }): JSX.Element {
         Operation
         <input list="operations" value={query.get("operation") ?? ""} placeholder="all" onChange={set("operation")} />
         <datalist id="operations">
-          {(chosen ? chosen.operations : [...new Set(services.flatMap((s) => s.operations))]).slice(0, 300).map((name) => (
+          {(chosen ? chosen.operations : [...new Set(services.flatMap((s) => s.operations))]).filter((name) => safe(name) === name).slice(0, 300).map((name) => (
             <option key={name} value={name} />
           ))}
         </datalist>
@@ -63,8 +66,8 @@ function Form({ live }: { live: boolean }): JSX.Element {
       <label class="small">
         Side
         <select value={query.get("kind") ?? ""} onChange={set("kind")}>
-          <option value="">{query.get("service") || query.get("operation") ? "any" : "entry"}</option>
-          {!(query.get("service") || query.get("operation")) && <option value="any">any</option>}
+          <option value="">{narrowed ? "any" : "entry"}</option>
+          {!narrowed && <option value="any">any</option>}
           <option value="server">served</option>
           <option value="client">made</option>
           <option value="producer">published</option>
