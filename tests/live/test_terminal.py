@@ -102,6 +102,7 @@ def test_top(terminal: type[Terminal], url: str, width: int) -> None:
     top.keys("s")
     top.wait("sorted by rate")
     top.keys("/")
+    top.wait("part of a name")
     top.keys("use")
     assert "shop" not in top.wait(r"1 services.*filter: use")
     top.keys("Enter")

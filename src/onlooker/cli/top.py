@@ -57,7 +57,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     """The columns of a service as plain text."""
     side = side_of(row)
     return [
-        plain(str(row["name"]), 40), plain(str(row["language"]), 12), str(row["processes"]),
+        plain(str(row["name"]), 28), plain(str(row["language"]), 12), str(row["processes"]),
         rate(side.get("rate") or 0.0), share(side.get("error_share") or 0.0),
         _s(side.get("p50_ms")), _s(side.get("p95_ms")), _s(side.get("p99_ms")), plain(str(row["why"]), 60),
     ]  # fmt: skip

@@ -84,6 +84,14 @@ class Facts:
             stats = exporter.stats()
             if stats.last_error and stats.last_error_unix_ns > stats.last_success_unix_ns:
                 found.append({"what": f"exporter_{exporter.name}", "count": stats.failures, "why": stats.last_error})
+        store = getattr(agent, "store", None)
+        if store is not None:
+            stats = store.stats()
+            if stats["dropped"]:
+                found.append({"what": "store_behind", "count": stats["dropped"],
+                              "why": "the store was too slow: these requests are missing on this page, not elsewhere"})  # fmt: skip
+            if stats["last_error"]:
+                found.append({"what": "store_trouble", "count": stats["failures"], "why": stats["last_error"]})
         if not agent.watcher.watched():
             found.append({"what": "no_process", "count": 0, "why": "no running process matches the selection"})
         return found
