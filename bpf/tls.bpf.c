@@ -246,7 +246,8 @@ static __always_inline bool call_begins(struct pt_regs *regs, __u64 cookie, __u3
 	if (COOKIE_DIRECTION(cookie) != DIRECTION_SEND || (abi != ABI_COUNT && abi != ABI_FLAG && abi != ABI_RUST_RESULT))
 		return false;
 	session = tls_session_make(key);
-	if (!session || (session->c.protocol && session->c.request_direction != DIRECTION_SEND))
+	/* without a socket yet, it could not be said whose request it is */
+	if (!session || !session->socket || (session->c.protocol && session->c.request_direction != DIRECTION_SEND))
 		return false;
 	if (abi == ABI_COUNT)
 		thread->tls_length = (__u32)thread->tls_length;

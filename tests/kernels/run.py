@@ -47,7 +47,8 @@ def boot(kernel: str, hooks: tuple[str, ...], timeout_s: int) -> list[dict[str, 
     """Run `inside.py` on a kernel; gives a report for each hook, in order."""
     command = [
         sys.executable, str(ROOT / "kernel-lab/vmrun"), "--kernel", kernel, "--cpus", "1", "--timeout", str(timeout_s),
-        "--", sys.executable, str(HERE / "inside.py"), ",".join(hooks), str(SERVER), "--count",
+        # under load the emulated timer comes too late for the check of the boot
+        "--append", "no_timer_check", "--", sys.executable, str(HERE / "inside.py"), ",".join(hooks), str(SERVER), "--count",
     ]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     reports = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
