@@ -181,7 +181,7 @@ def count_instructions(found: dict[str, int]) -> None:
         library.bpf_program__set_log_level.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
         library.bpf_program__set_log_buf.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
         for name, program in self.programs.items():
-            buffers[name] = ctypes.create_string_buffer(1 << 12)
+            buffers[name] = ctypes.create_string_buffer(1 << 18)
             library.bpf_program__set_log_level(program, 4)
             library.bpf_program__set_log_buf(program, ctypes.addressof(buffers[name]), len(buffers[name]))
         try:
