@@ -43,6 +43,8 @@ need() { # need PACKAGE COMMAND-OR-FILE...
 
 need gcc gcc cc
 need libc6-dev /usr/include/stdio.h
+need libssl-dev /usr/include/openssl/ssl.h
+need pkg-config pkg-config
 need libgnutls28-dev /usr/include/gnutls/gnutls.h
 need curl curl
 need python3 python3

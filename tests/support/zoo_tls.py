@@ -107,6 +107,7 @@ SERVERS: Mapping[str, ServerSpec] = {
         _own("aiohttp"),
         _own("node-http"),
         _own("go-net-http"),
+        _own("rust-hyper"),
         replace(PLAIN_SERVERS["ruby-puma"], programs=_puma),
         _own("ruby-webrick"),
         replace(

@@ -1,5 +1,5 @@
 //! A hyper server.  server PORT
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, env, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -11,7 +11,9 @@ use hyper::{
     Request, Response,
 };
 use hyper_util::rt::TokioIo;
+use openssl::ssl::{Ssl, SslAcceptor, SslFiletype, SslMethod};
 use tokio::net::TcpListener;
+use tokio_openssl::SslStream;
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -62,17 +64,36 @@ async fn serve(request: Request<Incoming>) -> Result<Response<Body>, hyper::Erro
     })
 }
 
+/// HTTPS by OpenSSL, if the environment names a certificate.
+fn acceptor() -> Option<SslAcceptor> {
+    let certificate = env::var("ZOO_TLS_CERTIFICATE").ok()?;
+    let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).ok()?;
+    builder.set_certificate_chain_file(certificate).ok()?;
+    builder.set_private_key_file(env::var("ZOO_TLS_KEY").ok()?, SslFiletype::PEM).ok()?;
+    Some(builder.build())
+}
+
 #[tokio::main(worker_threads = 2)]
 async fn main() -> std::io::Result<()> {
     let port = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0u16);
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     println!("listening {}", listener.local_addr()?.port());
+    let acceptor = acceptor();
     loop {
         let (socket, _) = listener.accept().await?;
         socket.set_nodelay(true)?;
+        let acceptor = acceptor.clone();
         tokio::spawn(async move {
             // A client that goes away in the middle is its own affair.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service_fn(serve)).await;
+            if let Some(acceptor) = acceptor {
+                let Ok(ssl) = Ssl::new(acceptor.context()) else { return };
+                let Ok(mut stream) = SslStream::new(ssl, socket) else { return };
+                if Pin::new(&mut stream).accept().await.is_ok() {
+                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(serve)).await;
+                }
+            } else {
+                let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service_fn(serve)).await;
+            }
         });
     }
 }
