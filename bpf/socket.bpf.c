@@ -54,13 +54,13 @@ static __always_inline struct connection *connection_above(struct sock *sk)
 }
 
 /* What is open on a connection that is over. */
-static __always_inline void end_requests(struct connection *c, struct sock *sk, __u8 error)
+static __always_inline void end_requests(struct connection *c, struct sock *sk, __u32 slot, __u8 error)
 {
-	struct work *w = work_of(WORK_STATE);
+	struct work *w = work_of(slot);
 
 	if (!w)
 		return;
-	w->index = WORK_STATE;
+	w->index = slot;
 	if (!c->tls)
 		last_unseen(c, sk, w);
 	abandon(c, w, bpf_ktime_get_ns(), error);
@@ -113,7 +113,7 @@ int BPF_PROG(tp_sock_state, struct sock *sk, int oldstate, int newstate)
 	/* a client may close its half and still be answered */
 	if (c->request_direction == DIRECTION_SEND && (!(sk->sk_shutdown & RCV_SHUTDOWN) || sk->sk_receive_queue.qlen))
 		return 0;
-	end_requests(c, sk, error);
+	end_requests(c, sk, WORK_STATE, error);
 	return 0;
 }
 
@@ -132,7 +132,7 @@ int BPF_PROG(tp_sock_gone, struct sock *sk)
 		return 0;
 	}
 	if (c->protocol == PROTOCOL_HTTP1 && c->requests != c->responses)
-		end_requests(c, sk, c->error ? c->error : REQUEST_LOCAL_CLOSED);
+		end_requests(c, sk, WORK_GONE, c->error ? c->error : REQUEST_LOCAL_CLOSED);
 #ifndef ONLOOKER_OLD_KERNEL
 	tls_forget_socket(sk);
 #endif

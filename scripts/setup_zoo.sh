@@ -58,6 +58,7 @@ need ruby ruby
 need puma puma
 need ruby-webrick /usr/lib/ruby/vendor_ruby/webrick.rb /usr/share/rubygems-integration/all/gems/webrick-1.8.1/lib/webrick.rb
 need php-cli php
+need prometheus prometheus
 # Debian 12's own rustc is from 2022; the -web packages follow the browsers' needs.
 need cargo-web cargo
 need rustc-web rustc
@@ -87,6 +88,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 		case $package in
 		nginx-light) update-rc.d nginx disable >/dev/null 2>&1 || true
 			[ ! -d /run/systemd/system ] || systemctl disable -q --now nginx ;;
+		prometheus) update-rc.d prometheus disable >/dev/null 2>&1 || true
+			[ ! -d /run/systemd/system ] || systemctl disable -q --now prometheus ;;
 		esac
 	done
 fi

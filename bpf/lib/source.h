@@ -55,7 +55,8 @@ enum emit {
 
 enum {
 	WORK_STATE = 2, /* behind the two directions: of the programs that see connections end */
-	WORK_TLS = 3,	/* of the programs on TLS libraries, the first of several */
+	WORK_GONE = 3,	/* one each: a softirq may begin the other in the middle of one */
+	WORK_TLS = 4,	/* of the programs on TLS libraries, the first of several */
 	WORKS_TLS = 4,	/* they can be preempted: how deep on one CPU */
 	WORKS = WORK_TLS + WORKS_TLS,
 };

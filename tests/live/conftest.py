@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import shutil
@@ -61,17 +60,12 @@ def place(live: None) -> Iterator[Place]:
     """A directory and ports of this module's own."""
     directory = Path(tempfile.mkdtemp(prefix="live-", dir="/tmp"))  # short: it holds UNIX sockets
     directory.chmod(0o755)
-    # What else the machine does must not decide what the clocks of server and client see.
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, -15)
     ports = _free_range()
     numbers = itertools.cycle(ports)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(directory))
         patch.setattr(zoo, "free_port", lambda: next(number for number in numbers if _is_free(number)))
         yield Place(directory, f"{ports[0]}-{ports[-1]}")
-    os.setpriority(os.PRIO_PROCESS, 0, before)
     shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -92,11 +92,6 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0
         time.sleep(pause_s)
 
 
-def niceness() -> int:
-    """Of this process, which the programs of a test inherit; the agent has none of its own."""
-    return os.getpriority(os.PRIO_PROCESS, 0)
-
-
 def unix_offset_ns() -> int:
     """From CLOCK_MONOTONIC to Unix time."""
     before = time.monotonic_ns()
@@ -129,7 +124,7 @@ class Agent:
         }
         with self.out_path.open("wb") as out, self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", str(-niceness()), *command], stdin=subprocess.DEVNULL, stdout=out, stderr=log,
+                ["setpriv", "--pdeathsig", "KILL", "--", *command], stdin=subprocess.DEVNULL, stdout=out, stderr=log,
                 env={**clean, "PYTHONPATH": str(zoo.ROOT / "src"), **(environment or {})}, start_new_session=True,
             )  # fmt: skip
         self.objects: dict[str, set[int]] = {}
@@ -251,8 +246,10 @@ class Agent:
         self._read += len(whole) + 1 if whole else 0
         self._spans += (span_of(json.loads(line), self._offset_ns) for line in whole.splitlines())
 
-    def spans(self, expected: int = 0, *, timeout_s: float = 15.0, settle_s: float = SETTLE_S) -> list[dict[str, Any]]:
-        """The spans since the last call: at least so many, and until no more come for a while."""
+    def spans(
+        self, expected: int = 0, *, kind: str = "", timeout_s: float = 20.0, settle_s: float = SETTLE_S
+    ) -> list[dict[str, Any]]:
+        """The spans since the last call: at least so many (of a kind), and until no more come for a while."""
         deadline = time.monotonic() + timeout_s
         quiet_since, had = time.monotonic(), -1
         while True:
@@ -260,7 +257,8 @@ class Agent:
             now = time.monotonic()
             if len(self._spans) != had:
                 quiet_since, had = now, len(self._spans)
-            if (had >= expected and now - quiet_since > settle_s) or now > deadline:
+            come = sum(span["kind"] == kind for span in self._spans) if kind else had
+            if (come >= expected and now - quiet_since > settle_s) or now > deadline:
                 break
             time.sleep(0.05)
         found, self._spans = self._spans, []
