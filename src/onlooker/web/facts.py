@@ -88,8 +88,8 @@ class Facts:
         if store is not None:
             stats = store.stats()
             if stats["dropped"]:
-                found.append({"what": "store_behind", "count": stats["dropped"],
-                              "why": "the store was too slow: these requests are missing on this page, not elsewhere"})  # fmt: skip
+                why = "the store was too slow: these requests are missing on this page, not elsewhere"
+                found.append({"what": "store_behind", "count": stats["dropped"], "why": why})
             if stats["last_error"]:
                 found.append({"what": "store_trouble", "count": stats["failures"], "why": stats["last_error"]})
         if not agent.watcher.watched():

@@ -241,7 +241,7 @@ function Rows({ spans, traces }: { spans: SpanRow[]; traces: Record<string, Trac
                 {span.kind === "client" ? "made" : span.kind === "server" ? "served" : span.kind}
                 {trace && trace.spans > 1 ? ` · ${trace.spans} spans` : ""}
                 {trace && trace.services.length > 1 ? `, ${trace.services.length} services` : ""}
-                {span.kept_as !== "sample" ? ` · ${span.kept_as}` : ""}
+                {span.kept_as === "slow" || span.kept_as === "rare" ? ` · ${span.kept_as}` : ""}
               </span>
             </a>
           </li>
