@@ -243,8 +243,8 @@ function Shape({ node, w, h }: Placed): JSX.Element {
   return (
     <>
       {outline}
-      <text class="name" y={low - 3} text-anchor="middle">{safe(short(node.name, 26))}</text>
-      <text class="detail" y={low + 14} text-anchor="middle">{safe(short(detail, 30))}</text>
+      <text class="name" y={low - 3} text-anchor="middle">{short(safe(node.name), 26)}</text>
+      <text class="detail" y={low + 14} text-anchor="middle">{short(safe(detail), 30)}</text>
     </>
   );
 }
