@@ -11,6 +11,7 @@
 
 const volatile __u64 calibration_word = 0;
 __u64 registers_offset;
+__u64 namespace_level; /* of the pid namespace that the agent is in */
 
 SEC("raw_tp/sys_enter")
 int BPF_PROG(calibrate, struct pt_regs *registers, long number)
@@ -23,6 +24,7 @@ int BPF_PROG(calibrate, struct pt_regs *registers, long number)
 	if (BPF_CORE_READ(registers, regs[0]) != calibration_word)
 #endif
 		return 0;
+	namespace_level = BPF_CORE_READ(task, thread_pid, level);
 	registers_offset = (__u64)registers - (__u64)BPF_CORE_READ(task, stack);
 	return 0;
 }

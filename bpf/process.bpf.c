@@ -11,6 +11,8 @@
 #include "lib/rings.h"
 #include "lib/pid_filter.h"
 
+const volatile __u32 pid_level = 0;
+const volatile __u32 pid_namespace = 0;
 #ifndef ONLOOKER_OLD_KERNEL
 __u8 process_flags[PID_LIMIT];
 #endif
@@ -23,12 +25,12 @@ static __always_inline struct process_record *begin_record(__u8 event, struct ta
 	if (!record)
 		return NULL;
 	__builtin_memset(record, 0, sizeof(*record));
-	tgid = BPF_CORE_READ(task, tgid);
+	tgid = tgid_of(task);
 	record->kind = RECORD_PROCESS;
 	record->event = event;
 	record->watched = flags_of(tgid) & PROCESS_WATCHED;
 	record->tgid = tgid;
-	record->parent_tgid = BPF_CORE_READ(task, real_parent, tgid);
+	record->parent_tgid = tgid_of(BPF_CORE_READ(task, real_parent));
 	record->mono_ns = bpf_ktime_get_ns();
 	record->start_boot_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 	bpf_probe_read_kernel(record->comm, sizeof(record->comm), &task->comm);
@@ -72,7 +74,7 @@ __noinline int tell_loaded(__u32 tgid)
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(tp_fork, struct task_struct *parent, struct task_struct *child)
 {
-	__u32 from = BPF_CORE_READ(parent, tgid), to = BPF_CORE_READ(child, tgid);
+	__u32 from = tgid_of(parent), to = tgid_of(child);
 	struct process_record *record;
 	__u8 flags = flags_of(from);
 
@@ -88,10 +90,12 @@ int BPF_PROG(tp_fork, struct task_struct *parent, struct task_struct *child)
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(tp_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
-	__u32 tgid = BPF_CORE_READ(task, tgid);
+	__u32 tgid = tgid_of(task);
 	struct process_record *record;
 	__u8 flags = flags_of(tgid);
 
+	if (!tgid) /* outside of the agent's namespace */
+		return 0;
 	/* the probes went with the old program */
 	if (flags & (PROCESS_TLS | PROCESS_TLS_TOLD))
 		set_flags(tgid, flags & ~(PROCESS_TLS | PROCESS_TLS_TOLD));
@@ -104,7 +108,7 @@ int BPF_PROG(tp_exec, struct task_struct *task, int old_pid, struct linux_binprm
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(tp_exit, struct task_struct *task)
 {
-	__u32 tgid = BPF_CORE_READ(task, tgid);
+	__u32 tgid = tgid_of(task);
 	struct process_record *record;
 
 	if (!(flags_of(tgid) & PROCESS_WATCHED) || BPF_CORE_READ(task, signal, live.counter) > 0)
@@ -123,7 +127,7 @@ int BPF_PROG(tp_listen, struct sock *sk, int oldstate, int newstate)
 {
 	struct process_record *record;
 
-	if (newstate != TCP_LISTEN)
+	if (newstate != TCP_LISTEN || !(__u32)(bpf_get_current_pid_tgid() >> 32))
 		return 0;
 	record = begin_record(PROCESS_LISTEN, (struct task_struct *)bpf_get_current_task());
 	if (!record)

@@ -174,8 +174,11 @@ struct signal_struct {
 	atomic_t live;
 };
 
+struct pid;
+
 struct task_struct {
 	int pid;
+	struct pid *thread_pid;
 	int tgid;
 	int exit_code;
 	__u64 start_boottime;
@@ -185,6 +188,24 @@ struct task_struct {
 	struct files_struct *files;
 	void *stack;
 	char comm[16];
+};
+
+struct ns_common {
+	unsigned int inum;
+};
+
+struct pid_namespace {
+	struct ns_common ns;
+};
+
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1];
 };
 
 struct linux_binprm;

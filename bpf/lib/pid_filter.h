@@ -15,6 +15,41 @@ enum process_flags {
 };
 VALUES(process_flags);
 
+/* The agent's own pid namespace, set before load: its level, 0 for the host's, and its inode number. */
+extern const volatile __u32 pid_level;
+extern const volatile __u32 pid_namespace;
+
+/* The process of a task as the agent's namespace numbers it; 0 for one that is outside. */
+static __always_inline __u32 tgid_of(struct task_struct *task)
+{
+	struct task_struct *leader;
+	struct upid number = {};
+	struct pid *pid;
+
+	if (!pid_level)
+		return BPF_CORE_READ(task, tgid);
+	leader = BPF_CORE_READ(task, group_leader);
+	pid = BPF_CORE_READ(leader, thread_pid);
+	if (!pid || BPF_CORE_READ(pid, level) < pid_level)
+		return 0;
+	bpf_probe_read_kernel(&number, sizeof(number), __builtin_preserve_access_index(&pid->numbers[0]) + pid_level);
+	if (!number.ns || BPF_CORE_READ(number.ns, ns.inum) != pid_namespace)
+		return 0;
+	return (__u32)number.nr;
+}
+
+static __always_inline __u64 current_pid_tgid(void)
+{
+	__u64 both = bpf_get_current_pid_tgid();
+
+	if (!pid_level)
+		return both;
+	return (__u64)tgid_of((struct task_struct *)bpf_get_current_task()) << 32 | (__u32)both;
+}
+
+/* Every program means the agent's numbers, by which user space chooses processes and reads /proc. */
+#define bpf_get_current_pid_tgid current_pid_tgid
+
 #ifdef ONLOOKER_OLD_KERNEL
 /* In pages: a value of a map is less than 4 MiB there (KMALLOC_MAX_SIZE). */
 #define PROCESS_PAGE 4096

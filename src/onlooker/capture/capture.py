@@ -111,9 +111,9 @@ class Capture:
         self._choice = hook
         self.hook = ""
         self.old = False
+        self._namespace = (0, 0)
         self.degraded: tuple[str, ...] = ()
         self.refused: dict[str, str] = {}
-        self.constants: dict[str, int] = {}
         self._rings: dict[int, Ring] = {}
         self._epoll: select.epoll | None = None
         self._flags: Cells | None = None
@@ -135,6 +135,13 @@ class Capture:
         refuse_hopeless()
         refuse_unprivileged()
         self.refused.clear()
+        try:
+            self._namespace = hooks.namespace()
+        except (LoadError, AttachError) as err:
+            raise UnsupportedKernelError(
+                f"cannot tell the numbers of processes in this pid namespace from the host's: {err}; run in the host's "
+                "(hostPID: true, --pid=host)"
+            ) from err
         for rung in hooks.rungs(self._choice):
             for hold_cpu in (False,) if rung.old else (True, False):
                 try:
@@ -161,6 +168,8 @@ class Capture:
         built.set_constant("wakeup_bytes", min(_WAKEUP_BYTES, self._sizes[256] // 4))
         programs = (*PROCESS_PROGRAMS, *STATE_PROGRAMS, *hooks.programs_of(rung))
         built.set_constant("hold_cpu", hold_cpu)
+        for constant, value in zip(("pid_level", "pid_namespace"), self._namespace, strict=True):
+            built.set_constant(constant, value)
         word = hooks.calibration_word()
         if rung.old:
             built.set_constant("calibration_word", word)

@@ -15,12 +15,13 @@ from typing import Final
 
 from onlooker.errors import LoadError
 from onlooker.kernel._libbpf import last_messages, library
-from onlooker.kernel.object import Object
+from onlooker.kernel.object import Object, built_object
 
 AUTO: Final = "auto"
 CHOICES: Final = (AUTO, "tracepoint", "fexit", "kprobe", "raw_syscalls")
 
 _BPF_TRACE_FEXIT = 25
+_HOST_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of include/linux/proc_ns.h
 _GETPPID = {"x86_64": 110, "aarch64": 173}
 _REGISTERS_MAX = 1 << 20  # no kernel has larger stacks
 
@@ -136,11 +137,37 @@ def calibrate(loaded: Object, word: int) -> int:
         libc.syscall(ctypes.c_long(_GETPPID[os.uname().machine]), ctypes.c_ulong(word))
     finally:
         loaded.detach("calibrate")
-    cells = loaded.global_bytes("registers_offset")
-    offset = int.from_bytes(bytes(cells[at] for at in range(8)), "little")
+    offset = _number(loaded, "registers_offset")
     if not 0 < offset < _REGISTERS_MAX or offset % 8:
         raise LoadError("cannot find the registers of a system call on this kernel's stacks; no payload could be read")
     return offset
+
+
+def namespace() -> tuple[int, int]:
+    """Level and inode number of the pid namespace that this process is in; ``(0, 0)`` for the host's.
+
+    Raises:
+        LoadError: the kernel does not tell the level.
+    """
+    inode = os.stat("/proc/self/ns/pid").st_ino
+    if inode == _HOST_NAMESPACE:
+        return 0, 0
+    with Object(built_object(old=True)) as tried:
+        tried.only_programs({"calibrate"})
+        for name in tried.maps:
+            if name.startswith("ring_"):
+                tried.set_max_entries(name, 4096)
+        tried.set_max_entries("connections", 1)
+        word = calibration_word()
+        tried.set_constant("calibration_word", word)
+        tried.load()
+        calibrate(tried, word)
+        return _number(tried, "namespace_level"), inode
+
+
+def _number(loaded: Object, name: str) -> int:
+    cells = loaded.global_bytes(name)
+    return int.from_bytes(bytes(cells[at] for at in range(8)), "little")
 
 
 def calibration_word() -> int:
