@@ -24,6 +24,7 @@ from pathlib import Path
 
 import measure
 
+# ruff: noqa: E402 - the modules below are found by this path alone
 sys.path[:0] = [str(measure.ROOT / "src"), str(measure.ROOT / "tests")]
 
 from onlooker.attach.prober import program_chooser
@@ -155,7 +156,11 @@ def nginx(directory: Path) -> Iterator[tuple[int, str]]:
     command = [program, "-e", f"{directory}/error.log", "-c", f"{directory}/nginx.conf"]
     with measure.started(command, core=0, log=directory / "out") as process:
         measure.wait_for_port(port, process, directory / "error.log")
-        yield measure.children(process.pid)[0], f"https://127.0.0.1:{port}/file.txt"
+        while not (workers := measure.children(process.pid)):
+            if process.poll() is not None:
+                raise measure.NotPossible("nginx ended at once")
+            time.sleep(0.02)
+        yield workers[0], f"https://127.0.0.1:{port}/file.txt"
 
 
 def served(pid: int, url: str, seconds: float) -> tuple[float, float]:

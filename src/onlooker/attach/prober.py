@@ -26,7 +26,7 @@ from typing import Final
 from onlooker.attach.elf import ElfFile
 from onlooker.attach.maps import mapped_files, open_paths
 from onlooker.attach.registry import ProbeRegistry, ProgramFds, Programs, library_attacher
-from onlooker.attach.tls import Abi, TlsCatalog, TlsFunction, TlsLibrary
+from onlooker.attach.tls import Abi, TlsCatalog, TlsFunction, TlsKind, TlsLibrary
 from onlooker.errors import AgentError
 from onlooker.kernel import uprobe
 
@@ -42,7 +42,13 @@ NO_LIBRARY: Final = "no TLS library is known in it"
 
 _LOADER: Final = re.compile(r"ld-(linux|musl|\d)|ld\.so|ld64")
 
-ENDS_SESSION: Final = frozenset({"SSL_free", "gnutls_deinit", "PR_Close"})
+UNFOLLOWED: Final = {
+    TlsKind.RUSTLS: "rustls reads and writes by two objects that have no address in common: they cannot be joined",
+    TlsKind.NSS: "NSPR moves plain files and sockets by the same functions: what is TLS cannot be told",
+}
+"""Libraries whose functions are found, but whose plaintext would be put together wrongly."""
+
+ENDS_SESSION: Final = frozenset({"SSL_free", "gnutls_deinit"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +86,10 @@ def outlook_of(pid: int, libraries: Sequence[TlsLibrary]) -> list[Outlook]:
             pid,
             f"{library.kind.value} {library.version}".strip(),
             library.path,
-            library.visible,
-            library.reason if library.visible or library.reason else "not all of its functions were found",
+            library.visible and library.kind not in UNFOLLOWED,
+            UNFOLLOWED.get(library.kind)
+            or library.reason
+            or ("" if library.visible else "not all of its functions were found"),
         )
         for library in libraries
     ]
@@ -299,14 +307,14 @@ class Prober:
         try:
             libraries = tuple(self._catalog.libraries(pid))
             process.libraries = libraries
-            wanted = [library for library in libraries if library.functions]
+            wanted = [library for library in libraries if library.functions and library.kind not in UNFOLLOWED]
             if (wanted or process.probed) and self._ready():
                 assert self.registry is not None
                 self.registry.watch(pid, wanted)
                 process.probed = bool(wanted)
                 if wanted:
                     self._mark(pid)
-            elif process.loader is None and not libraries:
+            elif process.loader is None:
                 self._watch_loader(pid, process)
         except (AgentError, OSError) as err:
             log.warning("cannot look into the TLS of process %d: %s", pid, err)

@@ -52,7 +52,7 @@ class TlsPrograms:
                 raise LoadError("TLS is looked into on x86-64 and Linux 5.15 or newer only")
             loaded.only_programs(set(TLS_PROGRAMS))
             loaded.set_attach_type(TLS_PROGRAMS, features.attach_type)
-            for name, value in self._capture.constants.items():
+            for name, value in self._capture.object.constants.items():
                 loaded.set_constant(name, value)
             loaded.share_maps(self._capture.object)
             loaded.load()

@@ -114,6 +114,7 @@ class Object:
     Attributes:
         sections: The section of each program, which names its hook.
         loaded: Whether programs and maps are in the kernel.
+        constants: What was set by `set_constant`.
     """
 
     def __init__(self, elf: bytes) -> None:
@@ -140,6 +141,7 @@ class Object:
             self.maps[self._lib.bpf_map__name(at).decode()] = at
             at = self._lib.bpf_object__next_map(self._handle, at)
         self._links: dict[str, int] = {}
+        self.constants: dict[str, int] = {}
         self._cells: list[Cells] = []
         self.loaded = False
 
@@ -220,6 +222,7 @@ class Object:
 
     def set_constant(self, name: str, value: int) -> None:
         """Set a ``const volatile`` of ``.rodata``; branches on it are pruned at load."""
+        self.constants[name] = value
         offset, size = self._variable(".rodata", name)
         rodata = next((handle for full, handle in self.maps.items() if full.endswith(".rodata")), None)
         length = ctypes.c_size_t()
