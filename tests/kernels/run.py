@@ -48,7 +48,8 @@ def boot(kernel: str, hooks: tuple[str, ...], timeout_s: int) -> list[dict[str, 
     command = [
         sys.executable, str(ROOT / "kernel-lab/vmrun"), "--kernel", kernel, "--cpus", "1", "--timeout", str(timeout_s),
         # under load the emulated timer comes too late for the check of the boot
-        "--append", "no_timer_check", "--", sys.executable, str(HERE / "inside.py"), ",".join(hooks), str(SERVER), "--count",
+        "--append", "no_timer_check",
+        "--", sys.executable, str(HERE / "inside.py"), ",".join(hooks), str(SERVER), "--count",
     ]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     reports = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
