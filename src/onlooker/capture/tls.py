@@ -62,6 +62,10 @@ class TlsPrograms:
             loaded.close()
             raise
         self._object = loaded
+        # the kernel's types, which loading reads, were megabytes
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
         return descriptors
 
     def close(self) -> None:
