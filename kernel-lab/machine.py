@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from kernels import CACHE, available, busybox, die, get_kernel, matching, say
+from debian_kernels import CACHE, available, busybox, die, get_kernel, matching, say
 
 BOOT_MODULES = ("virtio_pci", "virtio_console", "virtiofs", "overlay")
 GUEST = Path(__file__).resolve().parent / "guest"

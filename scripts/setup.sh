@@ -69,6 +69,14 @@ for part in "$@"; do
 	test)
 		need gcc gcc cc
 		need libc6-dev /usr/include/stdio.h
+		# load, browsers, terminals and peers of the tests and benchmarks
+		need wrk wrk
+		need curl curl
+		need tmux tmux
+		need openssl openssl
+		need chromium chromium
+		need nghttp2 nghttpd
+		need cpio cpio
 		# the machines of kernel-lab
 		need qemu-system-x86 qemu-system-x86_64
 		# the sanitizers that the native tests run under

@@ -64,7 +64,9 @@ def program_of(process: Process, language: Language) -> Program:
     if reader is not None:
         return reader(process)
     alias = process.args[0].split(" ")[0].rpartition("/")[2] if process.args else ""
-    if alias[:15] == process.stat.comm and alias:  # started by another name of the file: redis-server is redis-check-rdb
+    if (
+        alias[:15] == process.stat.comm and alias
+    ):  # started by another name of the file: redis-server is redis-check-rdb
         name = alias
     if name.startswith("uwsgi"):
         return _uwsgi(process)

@@ -10,7 +10,7 @@ import pytest
 
 LAB = Path(__file__).resolve().parents[3] / "kernel-lab"
 sys.path.insert(0, str(LAB))
-import kernels  # noqa: E402
+import debian_kernels as kernels  # noqa: E402
 import machine  # noqa: E402
 
 NAMES = [

@@ -4,7 +4,18 @@ import asyncio
 import time
 
 import aiohttp
-from _plan import BASE, CONNECTIONS, FRESH, HEADERS, PLAN, async_pieces, print_truth, record, tls_context, wait_for_start
+from _plan import (
+    BASE,
+    CONNECTIONS,
+    FRESH,
+    HEADERS,
+    PLAN,
+    async_pieces,
+    print_truth,
+    record,
+    tls_context,
+    wait_for_start,
+)
 
 
 async def work(session, planned_requests):

@@ -7,7 +7,9 @@ from _plan import BASE, HEADERS, pieces, record, run_threads, tls_context
 
 
 def work(planned_requests):
-    with httpx.Client(base_url=BASE, headers=HEADERS, timeout=60, trust_env=False, verify=tls_context() or True) as client:
+    with httpx.Client(
+        base_url=BASE, headers=HEADERS, timeout=60, trust_env=False, verify=tls_context() or True
+    ) as client:
         for planned in planned_requests:
             _, method, path, body_bytes, chunked = planned
             content = None if method != "POST" else pieces(body_bytes) if chunked else b"x" * body_bytes
