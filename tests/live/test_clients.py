@@ -27,7 +27,12 @@ def test_a_client_is_seen_as_it_is(onlooker: Agent, server: zoo.Server, name: st
         onlooker.wait_watched([*server.tree(), client.pid])
         made = client.run()
     assert zoo.wrong_answers(plan, made, echoes=True) == []
-    spans = onlooker.spans(expected=2 * REQUESTS)
+    spans = onlooker.spans(expected=REQUESTS, kind="client")
+    # curl may send on a connection that the server is closing; it is reset, and sent again on another: both took place
+    answered = {span["path"] for span in spans if span["kind"] == "client" and span["status"]}
+    again = [span for span in spans if span["kind"] == "client" and not span["status"] and span["path"] in answered]
+    assert not again or (name == "curl" and len(again) < REQUESTS // 50), again[:3]
+    spans = [span for span in spans if span not in again]
     for kind in ("client", "server"):
         # a library's clock counts its own work: only the counts, the contents and the order of the times are judged
         report = truth.compare(made, truth.select(spans, kind=kind), same_clock=True)
