@@ -27,7 +27,6 @@
 
 const volatile __u64 secret = 0;
 const volatile __u32 wakeup_bytes = RING_256_SIZE / 4;
-const volatile __u8 hold_cpu = 0;
 
 #ifndef ONLOOKER_OLD_KERNEL
 #include "hooks/tracepoint.h"

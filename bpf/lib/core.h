@@ -303,12 +303,7 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 
 static __always_inline int on_bytes(struct sock *sk, __u32 direction, int result, int flags)
 {
-	if (!(flags_of(bpf_get_current_pid_tgid() >> 32) & PROCESS_WATCHED))
-		return 0;
-	HOLD_CPU();
-	on_bytes_behind(sk, direction, result, flags, 0);
-	RELEASE_CPU();
-	return 0;
+	return on_bytes_behind(sk, direction, result, flags, 0);
 }
 
 /*
@@ -330,9 +325,7 @@ static __always_inline int on_bytes_shared(struct sock *sk, __u32 direction, int
 		return 0;
 	}
 	*(volatile __u32 *)&w->busy = 1;
-	HOLD_CPU();
 	on_bytes_behind(sk, direction, result, flags, skip);
-	RELEASE_CPU();
 	*(volatile __u32 *)&w->busy = 0;
 	return 0;
 }

@@ -3,32 +3,6 @@
 #pragma once
 
 /*
- * A kernel that preempts (CONFIG_PREEMPT) may interrupt a program, and skips the program for every other task that it
- * lets run on this CPU until then: their transfers would be missed (and counted, as missed_run).  fexit always could
- * be interrupted, tracepoints since 7.0 ("tracing: Guard __DECLARE_TRACE() use of __DO_TRACE_CALL() with SRCU-fast").
- * So the CPU is held where the kernel lets programs do that: the functions came in 6.10, calls of global functions
- * in between are allowed since 6.15.  hold_cpu is set by trial.
- */
-extern const volatile __u8 hold_cpu;
-#ifndef ONLOOKER_OLD_KERNEL
-extern void bpf_preempt_disable(void) __ksym __weak;
-extern void bpf_preempt_enable(void) __ksym __weak;
-#define HOLD_CPU()                                                                                 \
-	do {                                                                                       \
-		if (hold_cpu)                                                                      \
-			bpf_preempt_disable();                                                     \
-	} while (0)
-#define RELEASE_CPU()                                                                              \
-	do {                                                                                       \
-		if (hold_cpu)                                                                      \
-			bpf_preempt_enable();                                                      \
-	} while (0)
-#else
-#define HOLD_CPU()
-#define RELEASE_CPU()
-#endif
-
-/*
  * ONLOOKER_OLD_KERNEL: the object for kernels without storage in sockets and tasks, or without trampolines.  Pointers
  * into the kernel have no type there and are read by helper.
  */

@@ -143,23 +143,21 @@ class Capture:
                 "(hostPID: true, --pid=host)"
             ) from err
         for rung in hooks.rungs(self._choice):
-            for hold_cpu in (False,) if rung.old else (True, False):
-                try:
-                    self._start(rung, hold_cpu=hold_cpu)
-                except (LoadError, AttachError) as err:
-                    self.close()
-                    self.refused[rung.name] = str(err)
-                    continue
-                self.refused.pop(rung.name, None)
-                self.hook, self.old, self.degraded = rung.name, rung.old, rung.degraded
-                return
+            try:
+                self._start(rung)
+            except (LoadError, AttachError) as err:
+                self.close()
+                self.refused[rung.name] = str(err)
+                continue
+            self.hook, self.old, self.degraded = rung.name, rung.old, rung.degraded
+            return
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
         raise UnsupportedKernelError(
             f"this kernel ({os.uname().release}) takes none of the hooks that show socket traffic, and onlooker sees "
             f"nothing without one: {reasons}. Linux 5.10 or newer with BTF has one; `onlooker doctor` tells more"
         )
 
-    def _start(self, rung: hooks.Rung, *, hold_cpu: bool) -> None:
+    def _start(self, rung: hooks.Rung) -> None:
         built = self._object = Object(built_object(old=rung.old))
         check_layouts(built)
         for stride, size in self._sizes.items():
@@ -167,7 +165,6 @@ class Capture:
         built.set_constant("secret", int.from_bytes(os.urandom(8), "little"))
         built.set_constant("wakeup_bytes", min(_WAKEUP_BYTES, self._sizes[256] // 4))
         programs = (*PROCESS_PROGRAMS, *STATE_PROGRAMS, *hooks.programs_of(rung))
-        built.set_constant("hold_cpu", hold_cpu)
         for constant, value in zip(("pid_level", "pid_namespace"), self._namespace, strict=True):
             built.set_constant(constant, value)
         word = hooks.calibration_word()
