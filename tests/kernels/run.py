@@ -36,7 +36,7 @@ MISSING = {
 }
 SEES_BLOCKED = ("tracepoint", "kprobe", "raw_syscalls")
 PREEMPTING = ("6.18", "7.3")
-"""May interrupt a program and skip it meanwhile (6.18: not on tracepoints): what is missed has to be counted, at least."""
+"""May interrupt a program and skip it meanwhile (6.18: not on tracepoints): what is missed has to be counted."""
 GROWTH = 1.10
 
 
