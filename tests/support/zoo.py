@@ -547,7 +547,8 @@ class Client:
             for request in self.plan:
                 (self._directory / f"{request.n}.curl").write_text(self._curl_configuration([request]))
             (self._directory / "numbers").write_text("".join(f"{request.n}\n" for request in self.plan))
-            return ["sh", "-c", 'read go; while read -r n; do curl --config "$n.curl" </dev/null; done <numbers']
+            each = 'read go; while read -r n; do curl --config "$0/$n.curl" </dev/null; done <numbers'
+            return ["sh", "-c", each, str(self._directory)]  # which so is part of all command lines
         plan_path = self._directory / "plan.tsv"
         plan_path.write_text("".join(request.line() for request in self.plan))
         return [*self.spec.command, str(port), str(plan_path), mode, str(connections), *self.spec.options]

@@ -303,7 +303,7 @@ def test_every_awkward_case_of_the_foundation_is_there():
 
 
 def test_a_program_takes_its_whole_process_group_with_it(tmp_path):
-    code = "import os, time; os.fork(); print('up', flush=True); time.sleep(60)"
+    code = "import os, time; os.fork(); os.write(1, b'up\\n'); time.sleep(60)"
     program = zoo.Program([sys.executable, "-c", code], tmp_path, name="family", pipes=True)
     assert [next(program.lines()), next(program.lines())] == ["up\n", "up\n"]
     tree = zoo.process_tree(program.pid)

@@ -158,7 +158,7 @@ class Number(Kind):
     def from_text(self, text: str) -> float:
         if not re.fullmatch(r"[+-]?([0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?", text.strip()):
             raise BadValue(f"{shorten(text)} is not a number")
-        value = float(text)
+        value = float(text.strip())
         if not self.low <= value < float("inf"):
             raise BadValue(f"{text} is out of range: at least {self.low:g}")
         return value

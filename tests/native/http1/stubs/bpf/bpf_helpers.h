@@ -25,7 +25,10 @@ static void submitted(const void *record);
 #define bpf_get_current_task() 0UL
 #define bpf_get_current_task_btf() NULL
 #define bpf_task_pt_regs(task) (&registers)
-#define bpf_get_current_pid_tgid() ((7ULL << 32) | 8)
+static inline unsigned long long bpf_get_current_pid_tgid(void)
+{
+	return (7ULL << 32) | 8;
+}
 #define bpf_get_smp_processor_id() 0
 #define bpf_get_prandom_u32() 1
 #define bpf_get_current_comm(to, n) (memset(to, 'x', n), 0)
