@@ -56,8 +56,9 @@ def _free_range() -> range:
 
 
 @pytest.fixture(scope="module")
-def place(live: None) -> Iterator[Place]:
+def place(live: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A directory and ports of this module's own."""
+    tmp_path_factory.getbasetemp()  # pytest's own comes first: it must not lie in what goes with this module
     directory = Path(tempfile.mkdtemp(prefix="live-", dir="/tmp"))  # short: it holds UNIX sockets
     directory.chmod(0o755)
     ports = _free_range()
