@@ -109,12 +109,11 @@ test-setup: demo-setup
 		if [ -e scripts/setup_$$part.sh ]; then bash scripts/setup_$$part.sh || exit 1; fi; \
 	done
 
-# What has passed as a whole on a quiet machine; the other live modules are still being settled: `make test-live`.
-TEST_PATHS := tests/unit tests/native tests/golden tests/live/test_awkward.py tests/live/test_servers.py \
-	tests/live/test_discovery_identity.py
+# The live modules that hold durations against a clock are settled by `make test-live`, on a quiet machine.
+TEST_PATHS := tests/unit tests/native tests/golden tests/live/test_awkward.py tests/live/test_discovery_identity.py
 TEST := $(AS_ROOT) env CI=$(CI) PATH="$$PATH:/usr/sbin:/usr/local/go/bin" $(PYTEST)
 
-test: test-setup ## unit, native and golden tests, and the live tests of servers and awkward cases (root)
+test: test-setup ## unit, native and golden tests, and live ones of awkward cases and discovery (root)
 	$(TEST) $(TEST_PATHS) $(TEST_ARGS)
 
 test-live: test-setup ## every live test: clients, TLS, page, exporters, faults, churn too (root; half an hour)
