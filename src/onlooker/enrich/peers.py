@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onlooker import semconv
 from onlooker.batches import I4, U8, RequestBatch, Service, SpanKind, Values
 from onlooker.columns import AddressHasher, HashCache, distinct_in_order
+from onlooker.enrich.unix_peers import UnixPeers
 
 _AMBIGUOUS: Final = 0
 """In the table of listeners; service ids begin at 1."""
@@ -42,6 +43,7 @@ class Peers:
         self._listeners = HashCache(cache_len)
         self._callers = HashCache(cache_len)
         self._addresses = HashCache(cache_len)
+        self._unix: UnixPeers | None = None
         self._ids: NDArray[np.int32] = np.array([-1], np.int32)
         self._names: NDArray[np.int32] = np.zeros((2, 1), np.int32)
         self._learned_unix_ns = 0
@@ -145,6 +147,9 @@ class Peers:
             self._learn(self._listeners, local[server_rows], batch.service[server_rows], sticky=True)
             self._last_listener = None
         self._callers_known |= bool(client_rows.size)
+        if not routed.all():
+            self._unix = self._unix or UnixPeers()
+            self._unix.fill(batch, np.flatnonzero(~routed), server, peer)
         if not self._callers_known:
             return peer
         remote = self._hash(batch.remote_address, batch.remote_port)

@@ -114,3 +114,46 @@ def test_a_missing_server_address_is_the_address_of_the_serving_side():
 def test_an_empty_batch():
     batch, _, _ = apply([], {})
     assert len(batch) == 0
+
+
+UNIX = ("0.0.0.0", 0)
+
+
+def a_unix_call(values, *, span=b"12345678", client=1, server=2, parent=3, connections=(5, 6), rows=(0, 1)):
+    """Both rows of one request over a UNIX socket: the server's names the client's span, the kernel joined them."""
+    made = [
+        a_request(service=server, kind=SpanKind.SERVER, local=UNIX, remote=UNIX),
+        a_request(service=client, kind=SpanKind.CLIENT, local=UNIX, remote=UNIX),
+    ]
+    batch = requests(values, [made[row] for row in rows])
+    for at, row in enumerate(rows):
+        batch.connection[at] = connections[row]
+        if row == 0:
+            batch.parent_span_id[at] = np.frombuffer(span, np.uint8)
+            batch.parent_source[at] = parent
+        else:
+            batch.span_id[at] = np.frombuffer(span, np.uint8)
+    return batch
+
+
+def test_both_ends_of_a_unix_socket_name_each_other():
+    services = {1: a_service(1, "nginx"), 2: a_service(2, "shop")}
+    values = Values()
+    stage = Peers(values, rng=np.random.default_rng(1))
+    batch = stage.apply(a_unix_call(values), services)
+    assert column(batch, values, semconv.SERVICE_PEER_NAME) == ["nginx", "shop"]
+    # the client's row may come with the next batch
+    stage.apply(a_unix_call(values, span=b"abcdefgh", rows=(0,), connections=(7, 8)), services)
+    batch = stage.apply(a_unix_call(values, span=b"abcdefgh", rows=(1,), connections=(7, 8)), services)
+    assert column(batch, values, semconv.SERVICE_PEER_NAME) == ["shop"]
+    # and a request that could not be joined belongs to a connection that was
+    batch = stage.apply(a_unix_call(values, span=b"ABCDEFGH", parent=0), services)
+    assert column(batch, values, semconv.SERVICE_PEER_NAME) == ["nginx", "shop"]
+
+
+def test_a_unix_socket_that_was_never_joined_names_nobody():
+    services = {1: a_service(1, "nginx"), 2: a_service(2, "shop")}
+    values = Values()
+    stage = Peers(values, rng=np.random.default_rng(1))
+    batch = stage.apply(a_unix_call(values, parent=1), services)
+    assert column(batch, values, semconv.SERVICE_PEER_NAME) == [None, None]
