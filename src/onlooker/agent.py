@@ -160,7 +160,7 @@ class Agent:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.interval_s = 0.02
-        self.rounds = 0
+        self.rounds = self.records = 0
         self._gate: int | None = None
         self._wake_main: Callable[[], object] = lambda: None
 
@@ -296,6 +296,7 @@ class Agent:
         found = self.pipeline.run(self.capture.drain())
         self.pipeline.busy_ns += time.thread_time_ns() - began
         self.rounds += 1
+        self.records += found
         wanted = self.interval_s * (BATCH_ROWS / found if found else 2.0)
         # quick to shrink, slow to grow: a burst must not wait for its end
         self.interval_s = min(max(min(wanted, self.interval_s * 1.5), INTERVAL_MIN_S), INTERVAL_MAX_S)

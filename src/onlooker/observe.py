@@ -17,6 +17,7 @@ from onlooker.export.snapshot import MetricSnapshot
 if TYPE_CHECKING:
     from onlooker.agent import Agent
     from onlooker.cli.live import AgentState, LiveRow
+    from onlooker.store import Store
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -66,6 +67,7 @@ def own_metrics(agent: Agent) -> OwnMetrics:
 
     own.counter("requests", "Requests that were assembled.", read=lambda: pipeline.requests)
     own.counter("lost", "What was lost, by reason.", label="reason", read=lambda: losses(agent))
+    own.counter("records", "Records that came out of the rings.", read=lambda: agent.records)
     own.counter("drains", "Rounds of draining the rings.", read=lambda: agent.rounds)
     own.counter("capture_cpu", "CPU time of the capture thread in the pipeline.", unit="s",
                 read=lambda: pipeline.busy_ns / 1e9)  # fmt: skip
@@ -73,6 +75,15 @@ def own_metrics(agent: Agent) -> OwnMetrics:
     own.gauge("ring_fill", "How full a ring is, by the size of its records.", unit="1", label="record_bytes",
               read=lambda: {str(k): v for k, v in agent.capture.fill().items()})  # fmt: skip
     own.gauge("instrumented_processes", "Processes that are watched.", read=lambda: len(watcher.watched()))
+    own.gauge("avoided_processes", "Processes that are not watched, by reason.", label="reason",
+              read=lambda: avoided(agent))  # fmt: skip
+    for name, unit, text, key, scale in (
+        ("probe_runs", "", "Runs of a BPF program while the kernel measured them", "runs", 1.0),
+        ("probe_time", "s", "Time in a BPF program while the kernel measured it", "time_ns", 1e9),
+        ("probe_missed", "", "Runs of a BPF program that the kernel skipped", "missed", 1.0),
+    ):
+        own.counter(name, f"{text}, by program.", unit=unit, label="program",
+                    read=functools.partial(_by_program, agent, key, scale))  # fmt: skip
     own.gauge("tls_processes", "Processes with probes on their TLS libraries.",
               read=lambda: agent.plaintext.prober.probed())  # fmt: skip
     own.gauge("tls_invisible", "Processes whose TLS is not seen into, by reason.", label="reason",
@@ -99,7 +110,42 @@ def own_metrics(agent: Agent) -> OwnMetrics:
     own.counter("cpu", "CPU time of onlooker.", unit="s", read=lambda: sum(os.times()[:2]))
     own.gauge("memory", "Resident memory of onlooker.", unit="By", read=rss_bytes)
     pipeline.aggregator.describe(own)
+    if agent.store is not None:
+        _describe_store(agent.store, own)
     return own
+
+
+def programs(agent: Agent) -> dict[str, dict[str, int]]:
+    """Runs, time and missed runs of all loaded programs; runs and time only count while the kernel measures."""
+    return {**agent.capture.object.program_statistics(), **agent.plaintext.programs.statistics()}
+
+
+def _by_program(agent: Agent, key: str, scale: float) -> dict[str, float]:
+    return {name: numbers[key] / scale for name, numbers in programs(agent).items()}
+
+
+def avoided(agent: Agent) -> dict[str, float]:
+    """How many processes are not watched, by reason; threads of the kernel are no processes here."""
+    found: dict[str, float] = {}
+    for known in list(agent.watcher.decisions.values()):
+        if not known.watched and known.reason != "a kernel thread":
+            found[known.reason] = found.get(known.reason, 0.0) + 1.0
+    return found
+
+
+def _describe_store(store: Store, own: OwnMetrics) -> None:
+    def of(key: str) -> Callable[[], float]:
+        return lambda: float(store.stats()[key])
+
+    own.gauge("store_size", "Size of the store.", unit="By", read=of("file_bytes"))
+    own.gauge("store_limit", "Largest size of the store.", unit="By", read=of("max_bytes"))
+    own.counter("store_spans", "Spans written to the store.", read=of("spans_kept"))
+    own.counter("store_thinned", "Spans deleted again for want of room.", read=of("spans_thinned"))
+    own.counter("store_dropped", "Requests that the store missed because it was too slow.", read=of("dropped"))
+    own.counter("store_undetailed", "Requests that were counted in the store but not looked at as spans.",
+                read=of("undetailed"))  # fmt: skip
+    own.counter("store_failures", "Rounds of writing that failed.", read=of("failures"))
+    own.counter("store_cpu", "CPU time of the thread that writes.", unit="s", read=of("cpu_s"))
 
 
 class LiveView:

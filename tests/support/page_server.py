@@ -132,6 +132,9 @@ class CannedFacts:
     def unseen(self) -> list[dict[str, Any]]:
         return self.unseen_rows
 
+    def close(self) -> None:
+        pass
+
     def counts(self) -> dict[str, int]:
         return {"shop": 1, "users": 2}
 
@@ -142,9 +145,10 @@ class CannedFacts:
     def processes(self) -> list[dict[str, Any]]:
         return [
             {"pid": 1, "watched": False, "reason": "not selected", "executable": f"/sbin/{HOSTILE_NAME}", "service": "",
-             "name_source": "", "language": "", "ports": []},
+             "name_source": "", "language": "", "ports": [], "tls": []},
             {"pid": 2, "watched": True, "reason": "selected by open_port", "executable": "/usr/bin/python3",
-             "service": "shop", "name_source": "the executable", "language": "python", "ports": [8080]},
+             "service": "shop", "name_source": "the executable", "language": "python", "ports": [8080],
+             "tls": ["openssl 3.0.19: seen"]},
         ]  # fmt: skip
 
     def of_service(self, full_name: str) -> dict[str, Any]:
@@ -157,6 +161,7 @@ class CannedFacts:
         return {
             **self.brief(), "pid": 99, "kernel": "6.18", "host": "testhost", "hook": "tp_btf",
             "programs": [{"name": "tp_sock_send", "runs": 10, "missed": 0, "verified": 277_000, "ns_per_run": 480.0}],
+            "measuring": {"on": True, "refused": ""}, "tls": {"probed": 1, "refused": ""},
             "rings": [{"record_bytes": 256, "fill": 0.25}],
             "drain": {"interval_s": 0.5, "rounds": 10, "cpu_s": 0.1},
             "losses": [{"reason": "ring_full", "count": 3, "why": "the ring was full"},

@@ -74,6 +74,10 @@ class TlsPrograms:
             self._object.close()
             self._object = None
 
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """Runs, time and missed runs of the loaded programs."""
+        return {} if self._object is None else self._object.program_statistics()
+
     def opaque(self) -> dict[int, OpaqueTls]:
         """By process, TLS connections that ended and that nobody could see into."""
         built, lib = self._capture.object, self._capture.object.library

@@ -5,16 +5,22 @@ Each function reads below a root that it is given, so that tests can describe an
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
 import socket
+import ssl
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from onlooker.config import Config
+from onlooker.config.sections.exports import OtelMetricsExport, OtelTracesExport
 
 OK, DEGRADED, FAILED, INFO = "ok", "degraded", "failed", "info"
+_TIME_ERROR = 5  # of adjtimex(2): not synchronised
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of include/linux/proc_ns.h
 
 CAPABILITIES = {
@@ -159,6 +165,45 @@ def check_host(proc: Path, memlock: tuple[int, int]) -> list[Check]:
     return checks
 
 
+def clock_error_us() -> int | None:
+    """How far the kernel thinks its clock may be from the time, in µs; None if nobody keeps it."""
+    timex = ctypes.create_string_buffer(256)  # struct timex is 208 bytes on 64 bits; modes 0 changes nothing
+    try:
+        state = ctypes.CDLL(None, use_errno=True).adjtimex(timex)
+    except AttributeError:
+        return None
+    (error,) = struct.unpack_from("<q", timex, 24)  # maxerror, after modes, offset and freq
+    return None if state in (-1, _TIME_ERROR) else int(error)
+
+
+def check_clock(proc: Path, sys: Path, error_us: int | None) -> list[Check]:
+    """Whether times can be believed, and cost little to take.
+
+    Args:
+        proc: Root of the process file system.
+        sys: Root of sysfs.
+        error_us: See `clock_error_us`.
+    """
+    if error_us is None:
+        advice = "traces that cross hosts may look out of order; run chrony or systemd-timesyncd"
+        checks = [Check("clock", "synchronised", INFO, "nobody keeps it, as far as the kernel knows", advice)]
+    else:
+        checks = [Check("clock", "synchronised", OK, f"within {error_us / 1000:.1f} ms, says the kernel")]
+    source = _read(sys / "devices/system/clocksource/clocksource0/current_clocksource")
+    slow = source in ("hpet", "acpi_pm", "jiffies", "refined-jiffies")
+    checks.append(
+        Check("clock", "source", DEGRADED if slow else OK, source or "unknown",
+              "each reading takes microseconds, and every request is timed: use tsc or kvm-clock" if slow else "")
+    )  # fmt: skip
+    shifted = re.search(r"^monotonic\s+(-?[1-9]\d*)", _read(proc / "self/timens_offsets"), re.MULTILINE)
+    if shifted is not None:
+        checks.append(
+            Check("clock", "time namespace", DEGRADED, f"its clock is {shifted[1]} s off the host's",
+                  "spans would be off by as much: run onlooker in the host's time namespace")
+        )  # fmt: skip
+    return checks
+
+
 def check_outputs(config: Config) -> list[Check]:
     """Whether the store can be written, the listeners can listen and the receivers answer."""
     checks = []
@@ -166,7 +211,7 @@ def check_outputs(config: Config) -> list[Check]:
         directory = Path(config.store.path).parent
         existing = next((one for one in (directory, *directory.parents) if one.exists()), Path("/"))
         if os.access(existing, os.W_OK):
-            checks.append(Check("outputs", "store", OK, config.store.path))
+            checks.append(_check_room(existing, config))
         else:
             checks.append(
                 Check(
@@ -184,11 +229,22 @@ def check_outputs(config: Config) -> list[Check]:
     )
     checks += [_check_listener(name, address, port) for name, address, port in listeners if port]
     receivers = (
-        ("otel_traces_export", config.otel_traces_export.endpoint),
-        ("otel_metrics_export", config.otel_metrics_export.endpoint),
+        ("otel_traces_export", config.otel_traces_export),
+        ("otel_metrics_export", config.otel_metrics_export),
     )
-    checks += [_check_receiver(name, endpoint) for name, endpoint in receivers if endpoint]
+    checks += [_check_receiver(name, section) for name, section in receivers if section.endpoint]
     return checks
+
+
+def _check_room(directory: Path, config: Config) -> Check:
+    room = os.statvfs(directory)
+    free, path = room.f_bavail * room.f_frsize, config.store.path
+    with contextlib.suppress(OSError):
+        free += os.stat(path).st_size
+    if free < config.store.max_bytes:
+        detail = f"{path}: {free >> 20} MB are free, it may take {config.store.max_bytes >> 20} MB"
+        return Check("outputs", "store", DEGRADED, detail, "set store.max_bytes lower, or store.path elsewhere")
+    return Check("outputs", "store", OK, path)
 
 
 def _check_listener(name: str, address: str, port: int) -> Check:
@@ -203,26 +259,36 @@ def _check_listener(name: str, address: str, port: int) -> Check:
     return Check("outputs", name, OK, f"{address}:{port} is free")
 
 
-def _check_receiver(name: str, endpoint: str) -> Check:
-    url = urlsplit(endpoint)
+def _check_receiver(name: str, section: OtelTracesExport | OtelMetricsExport) -> Check:
+    url = urlsplit(section.endpoint)
+    where = url.path if url.scheme == "unix" else f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}"
+    told = "answers"
     try:
         if url.scheme == "unix":
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
                 peer.settimeout(2)
                 peer.connect(url.path)
-            return Check("outputs", name, OK, f"{url.path} answers")
-        port = url.port or (443 if url.scheme == "https" else 80)
-        with socket.create_connection((url.hostname or "", port), timeout=2):
-            return Check("outputs", name, OK, f"{url.hostname}:{port} answers")
-    except OSError as err:
-        where = url.path if url.scheme == "unix" else f"{url.hostname}:{url.port or ''}"
-        return Check(
-            "outputs",
-            name,
-            DEGRADED,
-            f"{where} does not answer: {err.strerror or err}",
-            "what is not delivered is dropped and counted",
-        )
+        else:
+            host, _, port = where.rpartition(":")
+            with socket.create_connection((host, int(port)), timeout=2) as peer:
+                if url.scheme == "https":
+                    with _trust(section).wrap_socket(peer, server_hostname=host) as secured:
+                        told = f"answers by {secured.version()}, and its certificate is trusted"
+    except OSError as err:  # of TLS, too
+        reason = getattr(err, "verify_message", "") or err.strerror or err
+        return Check("outputs", name, DEGRADED, f"{where} does not answer as it should: {reason}",
+                     "what is not delivered is dropped and counted")  # fmt: skip
+    return Check("outputs", name, OK, f"{where} {told}")
+
+
+def _trust(section: OtelTracesExport | OtelMetricsExport) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=section.ca_file or None)
+    if section.cert_file:
+        context.load_cert_chain(section.cert_file, section.key_file or None)
+    if section.insecure_skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _read(path: Path) -> str:

@@ -11,9 +11,17 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
+from onlooker.config.sections.own import Web
 from onlooker.errors import AgentError
 
 _LARGEST: Final = 32 << 20
+
+
+def url_of(web: Web) -> str:
+    """The address of the page of an onlooker with this section ``web``, as this host reaches it."""
+    host = f"[{web.address}]" if ":" in web.address else web.address
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    return f"{'https' if web.tls_cert else 'http'}://{host}:{web.port}"
 
 
 class LocalApi:
@@ -84,6 +92,15 @@ class LocalApi:
         if not isinstance(found, dict):
             raise AgentError(f"what answers at {self.url} is no onlooker")
         return found
+
+    def text(self, path: str) -> str:
+        """An answer that is no JSON.
+
+        Raises:
+            AgentError: there is none.
+        """
+        with self._ask(path, None, self._timeout_s) as response:
+            return response.read(_LARGEST).decode("utf-8", "replace")
 
     def events(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """Server-sent events until the other side ends them.

@@ -23,11 +23,14 @@ from onlooker.cli._host import (
     INFO,
     OK,
     Check,
+    check_clock,
     check_host,
     check_kernel,
     check_outputs,
     check_privileges,
+    clock_error_us,
 )
+from onlooker.cli._local_api import LocalApi, url_of
 from onlooker.config import Loaded
 from onlooker.config.show import as_yaml
 from onlooker.errors import AgentError, ConfigError
@@ -69,8 +72,10 @@ def examine(loaded: Loaded, pids: Sequence[int]) -> list[Check]:
     uname = platform.uname()
     checks = check_kernel(_SYS, uname.release, uname.machine)
     checks += _features()
+    checks.append(_sockmap(loaded))
     checks += check_privileges(config, _PROC)
     checks += check_host(_PROC, resource.getrlimit(resource.RLIMIT_MEMLOCK))
+    checks += check_clock(_PROC, _SYS, clock_error_us())
     checks += check_outputs(config)
     if loaded.selection.is_empty:
         advice = "see onlooker run without flags for candidates"
@@ -106,32 +111,23 @@ def _features() -> list[Check]:
 
 def _process(pid: int, loaded: Loaded) -> list[Check]:
     """Would its requests be seen, and if not, why."""
-    group = f"process {pid}"
     try:
-        exe = os.readlink(_PROC / str(pid) / "exe")
-    except FileNotFoundError:
-        return [Check(group, "process", DEGRADED, "there is no such process")]
-    except OSError as err:
-        return [Check(group, "process", DEGRADED, f"cannot be looked at: {err.strerror}", "run as root")]
-    checks = [Check(group, "executable", INFO, exe)]
-    try:
-        report = importlib.import_module("onlooker.discover.report")
+        checks: list[Check] = importlib.import_module("onlooker.cli._process").check_process(pid, loaded)
     except ModuleNotFoundError as err:
-        checks.append(Check(group, "selection", DEGRADED, f"this build cannot tell: {err}"))
-    else:
-        rows = report.examine(report.open_proc(), loaded, own_pid=os.getpid())
-        for row in (row for row in rows if row.pid == pid):
-            state = OK if row.watched else DEGRADED
-            named = f"watched as {row.service} ({row.language}): " if row.watched else "not watched: "
-            checks.append(Check(group, "selection", state, named + row.reason))
-    prober = importlib.import_module("onlooker.attach.prober")
-    catalog = importlib.import_module("onlooker.attach.tls").TlsCatalog()
-    for row in prober.outlook_of(pid, catalog.libraries(pid)):
-        shown = f"{row.library} ({row.path}): {'its plaintext is seen' if row.visible else 'not seen into'}"
-        advice = "" if row.visible else "its encrypted connections are counted, what they say is not seen"
-        detail = f"{shown}{': ' if row.reason else ''}{row.reason}"
-        checks.append(Check(group, "TLS", OK if row.visible else DEGRADED, detail, advice))
+        return [Check(f"process {pid}", "process", DEGRADED, f"this build cannot tell: {err}")]
     return checks
+
+
+def _sockmap(loaded: Loaded) -> Check:
+    """Whether sockets may be put into a sockmap here: an experiment on a private pair."""
+    told, detail = importlib.import_module("onlooker.kernel.sockmap").readable_in_sockmap()
+    wanted = loaded.config.ebpf.context_propagation != "disabled"
+    if told:
+        return Check("kernel", "sockets in a sockmap", OK, detail)
+    advice = (
+        "onlooker puts none into one; other agents that do make servers hang on this kernel" if told is False else ""
+    )
+    return Check("kernel", "sockets in a sockmap", DEGRADED if wanted and told is False else INFO, detail, advice)
 
 
 def as_json_text(checks: Sequence[Check], can_work: bool) -> str:
@@ -179,9 +175,9 @@ def _print(checks: Sequence[Check], can_work: bool, out: TextIO) -> None:
 
 
 def _write_bundle(path: Path, loaded: Loaded, checks: Sequence[Check], can_work: bool) -> None:
-    """Write a support archive: this report, the configuration without secrets, versions.
+    """Write a support archive: this report, the configuration without secrets, versions, a running onlooker's metrics.
 
-    No payload is ever kept, so none can be in it.
+    Of its metrics only those about itself: the others have names and routes of services in them.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -189,12 +185,24 @@ def _write_bundle(path: Path, loaded: Loaded, checks: Sequence[Check], can_work:
         archive.writestr("configuration.yml", as_yaml(loaded, everything=True))
         archive.writestr("notes.txt", "".join(f"{note}\n" for note in loaded.notes))
         archive.writestr("system.json", json.dumps(_system(), indent=2))
+        archive.writestr("metrics.txt", _running_metrics(loaded))
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(buffer.getvalue())
     except OSError as err:
         raise ConfigError(f"cannot write the archive: {err.strerror}", place=f"--bundle {path}") from err
+
+
+def _running_metrics(loaded: Loaded) -> str:
+    web = loaded.config.web
+    if not web.port:
+        return "there is no page to ask\n"
+    try:
+        found = LocalApi(url_of(web), web.token, timeout_s=2.0).text("/metrics")
+    except AgentError as err:
+        return f"{err}\n"
+    return "".join(f"{line}\n" for line in found.splitlines() if line.startswith("onlooker_"))
 
 
 def _system() -> dict[str, str]:

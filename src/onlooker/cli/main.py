@@ -158,11 +158,11 @@ def _doctor(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _local(name: str) -> Callable[[argparse.Namespace, Mapping[str, str]], int]:
     def command(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         if not args.url or not args.token:
+            from onlooker.cli._local_api import url_of
+
             web = load(args, environ).config.web
-            host = f"[{web.address}]" if ":" in web.address else web.address
-            host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
             args.token = args.token or (web.token if not args.url else "")
-            args.url = args.url or f"{'https' if web.tls_cert else 'http'}://{host}:{web.port}"
+            args.url = args.url or url_of(web)
         code: int = _part(name).main(args)
         return code
 

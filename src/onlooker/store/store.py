@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -141,12 +142,23 @@ class Store:
             self._reading = None
             raise StoreError(f"the store {self.path} cannot be read: {err}") from err
 
+    def _file_bytes(self) -> int:
+        """What it takes on disk, the log beside it included; in memory: what its tables take."""
+        if self.path == MEMORY:
+            return self.writer.bytes
+        total = 0
+        for side in ("", "-wal"):
+            with contextlib.suppress(OSError):
+                total += os.stat(self.path + side).st_size
+        return total
+
     def stats(self) -> dict[str, Any]:
         """What became of everything that was put."""
         writer, intake = self.writer, self.intake
         return {
             "path": self.path,
             "bytes": writer.bytes,
+            "file_bytes": self._file_bytes(),
             "max_bytes": self.max_bytes,
             "requests": intake.seen,
             "dropped": intake.dropped,

@@ -135,6 +135,7 @@ class Api:
     async def close(self) -> None:
         """End the streams."""
         self._closing.set()
+        self._facts.close()
         self._asking.shutdown(wait=False, cancel_futures=True)
 
     # ---- asking ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from onlooker import __version__
 from onlooker.config.show import effective
 from onlooker.export.exporter import Exporter
-from onlooker.observe import losses, rss_bytes
+from onlooker.kernel.statistics import RunStatistics
+from onlooker.observe import losses, programs, rss_bytes
+from onlooker.web.invisible import invisible_tls
 
 if TYPE_CHECKING:
     from onlooker.agent import Agent
@@ -18,6 +21,15 @@ if TYPE_CHECKING:
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _PROCESSES: Final = 1_000
+_MEASURED_S: Final = 15.0
+"""How long the kernel goes on measuring its programs after somebody looked at them."""
+_WAYS_OUT: Final[Mapping[str, str]] = {
+    "queue_full": "found no room while the receiver was slow or away",
+    "rejected": "were refused by the receiver, which took the rest of their batch",
+    "permanent": "were in a batch that the receiver refused for good",
+    "retries_exhausted": "were in a batch that was not taken in time",
+    "shutdown": "could not be sent before onlooker ended",
+}
 
 LOSS_TEXTS: Final[Mapping[str, str]] = {
     "ring_full": "the ring to user space was full: these requests are in no number",
@@ -29,11 +41,23 @@ LOSS_TEXTS: Final[Mapping[str, str]] = {
     "framing": "a message did not follow its protocol",
     "steps": "more messages in one call than are walked",
     "bytes_unseen": "bytes moved past the hooks where a message head was due (splice, sendfile, sockmap)",
+    "preempted": "the kernel ran one probe in the middle of another: that transfer was not looked at",
     "missed_run": "the kernel skipped a probe because it was already running",
     "half_without_request": "the response of a pipelined request came without its request",
     "half_without_response": "a pipelined request came without its response",
+    "connection_evicted": "more connections of a database or RPC protocol than are followed at once",
+    "protocol_unknown": "a protocol that this version does not understand",
+    "parser_failed": "a message that confused its parser; the log has the details, once",
     "unknown_process": "the process of a request was gone before it could be named",
 }
+
+
+def why_lost(reason: str) -> str:
+    """A sentence for a reason of `losses`."""
+    signal, _, way = reason.partition("_")
+    if signal in ("traces", "metrics") and way in _WAYS_OUT:
+        return f"{'spans' if signal == 'traces' else 'points'} that {_WAYS_OUT[way]}; this page has them all the same"
+    return LOSS_TEXTS.get(reason, reason.replace("_", " "))
 
 
 class Facts:
@@ -43,6 +67,9 @@ class Facts:
         self._agent = agent
         self._cpu = (time.monotonic(), sum(os.times()[:2]), 0.0)
         self._process_cpu: dict[int, tuple[float, float, float]] = {}
+        self._statistics = RunStatistics()
+        self._statistics_end: asyncio.TimerHandle | None = None
+        self._tls: tuple[float, list[dict[str, Any]]] = (-60.0, [])
 
     def _own_cpu(self) -> float:
         now, used = time.monotonic(), sum(os.times()[:2])
@@ -70,10 +97,12 @@ class Facts:
         """What is not seen, and why."""
         agent = self._agent
         found = [
-            {"what": reason, "count": count, "why": LOSS_TEXTS.get(reason, reason.replace("_", " "))}
+            {"what": reason, "count": count, "why": why_lost(reason)}
             for reason, count in losses(agent).items()
             if count
         ]
+        found += self._tls_unseen()
+        found += [{"what": "kernel_feature", "count": 0, "why": loss} for loss in agent.capture.degraded]
         aggregator = agent.pipeline.aggregator
         if aggregator.overflowed:
             found.append(
@@ -96,17 +125,44 @@ class Facts:
             found.append({"what": "no_process", "count": 0, "why": "no running process matches the selection"})
         return found
 
+    def _tls_unseen(self) -> list[dict[str, Any]]:
+        now = time.monotonic()
+        if now - self._tls[0] > 5.0:
+            agent = self._agent
+            names = {process.pid: process.executable.rpartition("/")[2]
+                     for process in list(agent.identities.processes.values()) if not process.ended}  # fmt: skip
+            self._tls = now, invisible_tls(agent.plaintext.outlook(), agent.plaintext.programs.opaque(), names)
+            for reason, count in agent.plaintext.prober.failures().items():
+                self._tls[1].append(
+                    {"what": "tls_probe", "count": int(count), "why": f"could not be attached: {reason}"}
+                )
+        return self._tls[1]
+
+    def _measure(self) -> None:
+        """Let the kernel measure its programs while somebody looks at them."""
+        self._statistics.start()
+        if self._statistics_end is not None:
+            self._statistics_end.cancel()
+        self._statistics_end = asyncio.get_running_loop().call_later(_MEASURED_S, self._statistics.stop)
+
+    def close(self) -> None:
+        """Let go of what the kernel keeps on for us."""
+        if self._statistics_end is not None:
+            self._statistics_end.cancel()
+        self._statistics.stop()
+
     def _exporters(self) -> list[Exporter]:
         return [one for one in (self._agent.spans, self._agent.metrics) if one is not None]
 
     def agent(self) -> dict[str, Any]:
         """Everything about onlooker."""
+        self._measure()
         agent = self._agent
         pipeline = agent.pipeline
-        programs = [
+        probes = [
             {"name": name, **numbers, "ns_per_run": round(numbers["time_ns"] / numbers["runs"], 1)
              if numbers.get("time_ns") and numbers.get("runs") else None}
-            for name, numbers in agent.capture.object.program_statistics().items()
+            for name, numbers in programs(agent).items()
         ]  # fmt: skip
         exporters = []
         for exporter in self._exporters():
@@ -121,12 +177,14 @@ class Facts:
             "kernel": os.uname().release,
             "host": os.uname().nodename,
             "hook": agent.capture.hook,
-            "programs": programs,
+            "programs": probes,
+            "measuring": {"on": self._statistics.on, "refused": self._statistics.refused},
+            "tls": {"probed": agent.plaintext.prober.probed(), "refused": agent.plaintext.prober.load_error},
             "rings": [{"record_bytes": size, "fill": round(fill, 4)} for size, fill in agent.capture.fill().items()],
             "drain": {"interval_s": round(agent.interval_s, 4), "rounds": agent.rounds,
                       "cpu_s": round(pipeline.busy_ns / 1e9, 3)},
             "losses": [
-                {"reason": reason, "count": count, "why": LOSS_TEXTS.get(reason, reason.replace("_", " "))}
+                {"reason": reason, "count": count, "why": why_lost(reason)}
                 for reason, count in sorted(losses(agent).items(), key=lambda pair: (-pair[1], pair[0]))
             ],
             "unseen": self.unseen(),
@@ -146,6 +204,10 @@ class Facts:
 
     def processes(self) -> list[dict[str, Any]]:
         """Watched processes, and those that are not with the reason; no kernel threads."""
+        tls: dict[int, list[str]] = {}
+        for one in self._agent.plaintext.outlook():
+            said = f"{one.library or 'TLS'}: {'seen' if one.visible else 'not seen'}"
+            tls.setdefault(one.pid, []).append(f"{said}, {one.reason}" if one.reason else said)
         rows = []
         for known in list(self._agent.watcher.decisions.values()):
             if known.reason == "a kernel thread":
@@ -154,7 +216,8 @@ class Facts:
             rows.append(
                 {"pid": known.pid, "watched": known.watched, "reason": known.reason, "executable": known.exe,
                  "service": member.name if member else "", "name_source": member.name_source if member else "",
-                 "language": member.language.name if member else "", "ports": sorted(known.ports)}
+                 "language": member.language.name if member else "", "ports": sorted(known.ports),
+                 "tls": tls.get(known.pid, [])}
             )  # fmt: skip
         rows.sort(key=lambda row: (not row["watched"], row["pid"]))
         return rows[:_PROCESSES]

@@ -1,9 +1,14 @@
+import contextlib
 import io
 import json
 import os
+import platform
 import socket
+import ssl
 import stat
+import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -16,13 +21,16 @@ from onlooker.cli._host import (
     INFO,
     OK,
     Check,
+    check_clock,
     check_host,
     check_kernel,
     check_outputs,
     check_privileges,
 )
+from onlooker.cli._process import check_process
 from onlooker.config import Config, Loaded, load_text
 from onlooker.errors import ConfigError
+from onlooker.kernel.sockmap import readable_in_sockmap
 
 BIT = {
     "BPF": 39,
@@ -121,6 +129,90 @@ otel_metrics_export: {{endpoint: 'http://127.0.0.1:{silent}'}}
     assert found == {"store": OK, "web": DEGRADED, "otel_traces_export": OK, "otel_metrics_export": DEGRADED}
 
 
+def test_clock(tmp_path: Path) -> None:
+    source = tmp_path / "sys/devices/system/clocksource/clocksource0"
+    source.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (source / "current_clocksource").write_text("tsc\n")
+    offsets = tmp_path / "proc/self/timens_offsets"
+    offsets.write_text("monotonic           0         0\nboottime            0         0\n")
+    found = check_clock(tmp_path / "proc", tmp_path / "sys", 1500)
+    assert states(found) == {"synchronised": OK, "source": OK}
+    assert found[0].detail == "within 1.5 ms, says the kernel"
+    (source / "current_clocksource").write_text("hpet\n")
+    offsets.write_text("monotonic      -86400         0\nboottime            0         0\n")
+    found = check_clock(tmp_path / "proc", tmp_path / "sys", None)
+    assert states(found) == {"synchronised": INFO, "source": DEGRADED, "time namespace": DEGRADED}
+    assert "-86400 s" in found[-1].detail
+
+
+def test_a_receiver_whose_certificate_nobody_vouches_for(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for _ in range(3):
+                with contextlib.suppress(OSError), context.wrap_socket(server.accept()[0], server_side=True) as peer:
+                    peer.recv(1)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        endpoint = f"endpoint: 'https://127.0.0.1:{server.getsockname()[1]}'"
+        off = "store: {enabled: false}\nweb: {port: 0}\nprometheus_export: {port: 0}\n"
+        found = [
+            check_outputs(config(f"{off}otel_traces_export: {{{endpoint}{more}}}"))[-1]
+            for more in ("", f", ca_file: {certificate}", ", insecure_skip_verify: true")
+        ]
+        thread.join(10)
+    assert [check.state for check in found] == [DEGRADED, OK, OK]
+    assert "self-signed" in found[0].detail
+    assert "certificate is trusted" in found[1].detail
+
+
+def test_a_disk_with_less_room_than_the_store_may_take(tmp_path: Path) -> None:
+    (found,) = check_outputs(
+        config(f"store: {{path: {tmp_path}/s, max_bytes: 900TB}}\nweb: {{port: 0}}\nprometheus_export: {{port: 0}}")
+    )
+    assert found.state == DEGRADED
+    assert "MB are free" in found.detail
+
+
+def test_sockets_in_a_sockmap_are_tried() -> None:
+    told, detail = readable_in_sockmap()
+    if os.geteuid() == 0:
+        assert told is not None, detail
+    assert detail
+    if told is False:
+        assert "of 5 bytes" in detail
+
+
+def test_what_would_be_seen_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = os.getpid()
+    refused = check_process(pid, loaded())  # onlooker does not watch itself
+    assert refused[-1].name == "would be seen"
+    assert refused[-1].state == DEGRADED
+    assert refused[-1].detail.startswith("nothing of it: ")
+    with subprocess.Popen([sys.executable, "-c", "import ssl; print(flush=True); input()"], stdin=-1, stdout=-1) as one:
+        assert one.stdout is not None
+        one.stdout.readline()
+        found = check_process(
+            one.pid, load_text("", name="f", environ={}, flags={"target_pids": ("--pid", str(one.pid))})
+        )
+        one.communicate(b"\n")
+    by_name = {check.name: check for check in found}
+    assert by_name["selection"].state == OK
+    assert by_name["container"].detail.endswith("the namespaces of onlooker")
+    assert by_name["would be seen"].detail.startswith("http, http2, postgres")
+    if platform.machine() == "x86_64" and "TLS" in by_name:
+        assert "SSL_read" in " ".join(check.detail for check in found if check.name == "probe site")
+
+
 def test_the_exit_code_says_whether_it_can_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for state, code, told in (
         (FAILED, 3, "cannot work here"),
@@ -174,7 +266,9 @@ def test_the_support_archive_holds_no_secret(tmp_path: Path, monkeypatch: pytest
     assert doctor.main(told, [], True, str(path), io.StringIO()) == 0
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with zipfile.ZipFile(path) as archive:
-        assert set(archive.namelist()) == {"doctor.json", "configuration.yml", "notes.txt", "system.json"}
+        assert set(archive.namelist()) == {
+            "doctor.json", "configuration.yml", "notes.txt", "system.json", "metrics.txt"
+        }  # fmt: skip
         assert not [name for name in archive.namelist() if b"hush" in archive.read(name)]
     with pytest.raises(ConfigError, match="File exists"):
         doctor.main(told, [], True, str(path), io.StringIO())
