@@ -2,9 +2,9 @@
 
     demo/supervisor.py [--port 8080] [--no-visitors]
 
-Everything runs in the supervisor's process group and ends with it: on Ctrl-C, on SIGTERM, when a part dies, and when
-the supervisor's own parent does.  Needs nothing but the standard library; `scripts/setup.sh demo` prepares the parts.
-A further part is one more entry in `parts`.
+Everything ends with the supervisor: on Ctrl-C, on SIGTERM, when a part dies, and when its own parent does.  Needs
+nothing but the standard library; `scripts/setup.sh demo` prepares the parts.  A further part is one more entry in
+`parts`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import stores
+
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build" / "demo"
+PORTS = (18081, 18082, 15432, 16379)
+"""Of the catalog, pricing, PostgreSQL and Redis: the same in every run, so that the map knows them again."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 READY_TIMEOUT_S = 20.0
-TERM_TIMEOUT_S = 4.0
+TERM_TIMEOUT_S = 2.0
 
 
 @dataclass
@@ -38,6 +42,9 @@ class Part:
     Attributes:
         ready: Whether it listens by now.
         what: For the reader: what it is made of, and where it listens.
+        after: Names of the parts that it asks: they listen before it starts.
+        end: The signal that ends it soonest; nothing of what it keeps is needed again.
+        account: Who runs it, unless it is who runs the demo.
     """
 
     name: str
@@ -46,6 +53,9 @@ class Part:
     what: str
     env: dict[str, str] = field(default_factory=dict)
     cwd: Path = HERE
+    after: tuple[str, ...] = ()
+    end: int = signal.SIGTERM
+    account: pwd.struct_passwd | None = None
     process: subprocess.Popen[bytes] | None = None
 
 
@@ -58,11 +68,11 @@ def listens(port: int) -> bool:
     return True
 
 
-def free_ports(count: int, preferred: int) -> list[int]:
-    """Ports that nobody listens on; the first is the preferred one if that can be had."""
+def free_ports(preferred: Sequence[int]) -> list[int]:
+    """Ports that nobody listens on: the preferred ones where they can be had."""
     ports: list[int] = []
     held = []
-    for wanted in [preferred] + [0] * (count - 1):
+    for wanted in preferred:
         one = socket.socket()
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -76,10 +86,29 @@ def free_ports(count: int, preferred: int) -> list[int]:
     return ports
 
 
-def parts(run: Path, ports: list[int], *, visitors: bool) -> list[Part]:
+def parts(run: Path, data: Path, ports: list[int], *, visitors: bool) -> list[Part]:
     """The demo, in the order of starting: who is asked comes before who asks."""
-    gateway, catalog, pricing = ports
+    gateway, catalog, pricing, postgres, redis = ports
+    who = stores.account()
+    redis_conf, redis_url = stores.redis_settings(data, redis, who)
     found = [
+        Part(
+            "postgres",
+            stores.postgres_command(data, postgres, who),
+            lambda: listens(postgres),
+            f"PostgreSQL, 127.0.0.1:{postgres}",
+            cwd=data,
+            end=signal.SIGQUIT,
+            account=who,
+        ),
+        Part(
+            "redis",
+            [program("redis-server"), str(redis_conf)],
+            lambda: listens(redis),
+            f"Redis, 127.0.0.1:{redis}",
+            cwd=data,
+            account=who,
+        ),
         Part(
             "catalog",
             [program("node"), "server.js"],
@@ -98,18 +127,26 @@ def parts(run: Path, ports: list[int], *, visitors: bool) -> list[Part]:
         Part(
             "shop",
             [str(BUILD / "venv/bin/gunicorn"), "--bind", f"unix:{run}/shop.sock", "--worker-class", "gthread",
-             "--workers", "2", "--threads", "4", "--keep-alive", "30", "--graceful-timeout", "1",
+             "--workers", "2", "--threads", "4", "--keep-alive", "30", "--graceful-timeout", "0",
              "--worker-tmp-dir", str(run), "--log-level", "warning", "shop:app"],
             lambda: (run / "shop.sock").exists(),
             "Flask in gunicorn, a UNIX socket",
-            {"CATALOG_URL": f"http://127.0.0.1:{catalog}", "PRICING_URL": f"http://127.0.0.1:{pricing}"},
+            {
+                "CATALOG_URL": f"http://127.0.0.1:{catalog}",
+                "PRICING_URL": f"http://127.0.0.1:{pricing}",
+                "DATABASE_URL": f"postgresql://shop:{stores.PASSWORD}@127.0.0.1:{postgres}/shop",
+                "REDIS_URL": redis_url,
+            },
             HERE / "shop",
+            after=("postgres", "redis", "catalog", "pricing"),
+            end=signal.SIGQUIT,
         ),
         Part(
             "gateway",
             [program("nginx"), "-p", str(run), "-e", "stderr", "-c", str(gateway_configuration(run, gateway))],
             lambda: listens(gateway),
             f"nginx, http://127.0.0.1:{gateway}/",
+            after=("shop",),
         ),
     ]  # fmt: skip
     if visitors:
@@ -120,6 +157,7 @@ def parts(run: Path, ports: list[int], *, visitors: bool) -> list[Part]:
                 lambda: True,
                 "about 30 requests a second",
                 {"GATEWAY_PORT": str(gateway)},
+                after=("gateway",),
             )
         )
     return found
@@ -163,8 +201,10 @@ class Demo:
         self.log = log.open("ab", buffering=0)
 
     def start(self) -> None:
-        """One after the other, each when the one before it listens."""
+        """Each when those that it asks listen; those that ask nobody, all at once."""
         for part in self.parts:
+            for name in part.after:
+                self._wait(next(other for other in self.parts if other.name == name))
             part.process = subprocess.Popen(
                 part.command,
                 cwd=part.cwd,
@@ -173,13 +213,19 @@ class Demo:
                 stdout=self.log,
                 stderr=self.log,
                 preexec_fn=die_with_parent,
+                process_group=0,  # signals are for the supervisor, which knows the order
+                **stores.as_account(part.account),
             )
-            deadline = time.monotonic() + READY_TIMEOUT_S
-            while not part.ready():
-                if part.process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"demo: {part.name} did not start; see {self.log.name}")
-                time.sleep(0.05)
+        for part in self.parts:
+            self._wait(part)
             say(f"{part.name}: {part.what}")
+
+    def _wait(self, part: Part) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not part.ready():
+            if part.process is None or part.process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"demo: {part.name} did not start; see {self.log.name}")
+            time.sleep(0.02)
 
     def watch(self) -> None:
         """Until a part dies."""
@@ -190,18 +236,20 @@ class Demo:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """All parts, the last started first; what does not go is killed."""
-        running = [part.process for part in reversed(self.parts) if part.process is not None]
-        for process in running:
-            if process.poll() is None:
-                process.terminate()
+        """All parts, who asks before who is asked; what does not go is killed."""
         deadline = time.monotonic() + TERM_TIMEOUT_S
-        for process in running:
-            try:
-                process.wait(max(deadline - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for asking in (True, False):
+            running = [part for part in reversed(self.parts) if part.process is not None and bool(part.after) == asking]
+            for part in running:
+                if part.process.poll() is None:
+                    part.process.send_signal(part.end)
+            for part in running:
+                try:
+                    part.process.wait(max(deadline - time.monotonic(), 0.1))
+                except subprocess.TimeoutExpired:
+                    say(f"{part.name} does not end; killed")
+                    part.process.kill()
+                    part.process.wait()
         self.log.close()
 
 
@@ -226,15 +274,20 @@ def main() -> None:
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
 
     BUILD.mkdir(parents=True, exist_ok=True)
+    data = stores.private_directory(stores.account())
     with tempfile.TemporaryDirectory(prefix="onlooker-demo-") as run:
-        demo = Demo(parts(Path(run), free_ports(3, options.port), visitors=not options.no_visitors), BUILD / "demo.log")
+        demo = None
         try:
+            found = parts(Path(run), data, free_ports((options.port, *PORTS)), visitors=not options.no_visitors)
+            demo = Demo(found, BUILD / "demo.log")
             demo.start()
             demo.watch()
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
-            demo.stop()
+            if demo is not None:
+                demo.stop()
+            shutil.rmtree(data, ignore_errors=True)
 
 
 if __name__ == "__main__":

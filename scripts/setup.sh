@@ -64,6 +64,8 @@ for part in "$@"; do
 	demo)
 		need nginx nginx
 		need golang-go go
+		need postgresql '/usr/lib/postgresql/*/bin/postgres' initdb
+		need redis-server redis-server
 		;;
 	web) ;;
 	test)
@@ -88,7 +90,7 @@ for part in "$@"; do
 done
 
 install_packages() {
-	local root=() policy=/usr/sbin/policy-rc.d kept='' status=0
+	local root=() policy=/usr/sbin/policy-rc.d kept='' status=0 service
 	command -v apt-get >/dev/null || fail "missing here: ${missing[*]} (Debian's names); install them, then run this again"
 	if [ "$(id -u)" != 0 ]; then
 		command -v sudo >/dev/null || fail "missing here: ${missing[*]}; run this as root, or install them with apt-get"
@@ -112,12 +114,14 @@ install_packages() {
 		tail -n 40 "$log" >&2
 		fail "apt-get could not install: ${missing[*]} (all of it in build/setup.log)"
 	fi
-	case " ${missing[*]} " in
-	*" nginx "*)
-		"${root[@]}" update-rc.d nginx disable >/dev/null 2>&1 || true
-		[ ! -d /run/systemd/system ] || "${root[@]}" systemctl disable -q nginx || true
-		;;
-	esac
+	for service in nginx postgresql redis-server; do
+		case " ${missing[*]} " in
+		*" $service "*)
+			"${root[@]}" update-rc.d "$service" disable >/dev/null 2>&1 || true
+			[ ! -d /run/systemd/system ] || "${root[@]}" systemctl disable -q "$service" || true
+			;;
+		esac
+	done
 }
 [ ${#missing[@]} = 0 ] || install_packages
 
@@ -172,11 +176,16 @@ demo_pricing() {
 	quietly env GOFLAGS=-buildvcs=false GOTOOLCHAIN=local CGO_ENABLED=0 go build -o ../../build/demo/pricing .
 	cd ../..
 }
+demo_database() {
+	quietly "$(find_python)" demo/stores.py
+}
 for part in "$@"; do
 	if [ "$part" = demo ]; then
+		[ -e build/demo/postgres/PG_VERSION ] || rm -f build/stamps/demo-database
 		[ -x build/demo/venv/bin/gunicorn ] || rm -f build/stamps/demo-shop
 		[ -x build/demo/pricing ] || rm -f build/stamps/demo-pricing
 		step demo-shop demo/shop/requirements.txt -- demo_environment
+		step demo-database demo/stores.py demo/data/schema.sql -- demo_database
 		step demo-pricing demo/pricing/go.mod demo/pricing/*.go -- demo_pricing
 	fi
 done

@@ -23,7 +23,7 @@ from onlooker import __version__
 from onlooker.aggregate.aggregator import Aggregator
 from onlooker.assemble.http1 import Http1
 from onlooker.assemble.segments import Segments
-from onlooker.batches import Identities, RequestBatch, Values
+from onlooker.batches import Identities, RequestBatch, SpanKind, Values
 from onlooker.capture.capture import Capture, Records
 from onlooker.capture.clock import UnixClock
 from onlooker.config import Loaded, Selector
@@ -121,7 +121,9 @@ class Pipeline:
             records.http, records.http_long, records.http_text, offset_ns=offset_ns, now_mono_ns=now_mono_ns
         )
         batches = [] if batch is None else [batch]
-        batches += self.segments.requests(records.segments, offset_ns=offset_ns, now_mono_ns=now_mono_ns)
+        segments = self.segments.requests(records.segments, offset_ns=offset_ns, now_mono_ns=now_mono_ns)
+        # who answers comes first: `peers` learns from it whom the others ask
+        batches += sorted(segments, key=lambda batch: int(batch.kind[0]) != SpanKind.SERVER)
         for batch in batches:
             self.requests += len(batch)
             self._take_through(batch)
@@ -362,6 +364,7 @@ class Agent:
 
     def stop(self) -> None:
         """Drain, export what is there, detach.  Runs the sentence from its start."""
+        self._ask_child_to_end()
         self._stop.set()
         if self._thread is not None:
             self._thread.join(5.0)
@@ -383,16 +386,22 @@ class Agent:
         self.capture.close()
         self._end_child()
 
-    def _end_child(self) -> None:
+    def _ask_child_to_end(self) -> None:
+        """At once, so that its end and ours take their time together."""
         self._open_gate()
-        if self.child is None or self.child.poll() is not None:
-            return
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        if self.child is not None and self.child.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.child.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.child.wait(5.0)
-                return
+                os.killpg(self.child.pid, signal.SIGTERM)
+
+    def _end_child(self) -> None:
+        if self.child is None:
+            return
+        try:
+            self.child.wait(5.0)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child.pid, signal.SIGKILL)
+            self.child.wait(5.0)
 
 
 def run(loaded: Loaded, *, command: list[str]) -> int:

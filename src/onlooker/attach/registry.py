@@ -139,7 +139,7 @@ class ProbeRegistry:
                 them to a thread. Closed on the spot if None.
         """
         self._attacher = attacher
-        self._dispose = dispose or _close_all
+        self._dispose = dispose or close_all
         self._links_limit = links_limit
         self._files: dict[tuple[int, int, str], ProbedFile] = {}
         self._links = 0
@@ -209,6 +209,7 @@ class ProbeRegistry:
             del self._files[key]
 
 
-def _close_all(links: Sequence[Closeable]) -> None:
+def close_all(links: Sequence[Closeable]) -> None:
+    """Detach, one after the other."""
     for link in links:
         link.close()

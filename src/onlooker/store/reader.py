@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from onlooker import semconv
 from onlooker.batches import I8, SpanKind
 from onlooker.errors import StoreError
 from onlooker.store import blocks
@@ -122,6 +123,14 @@ class Reader:
         """All services by number."""
         rows = self._db.execute("SELECT id, namespace, name, language, first_s, last_s FROM services").fetchall()
         return {row[0]: ServiceRow(*row) for row in rows}
+
+    def databases(self) -> set[int]:
+        """Services that answer as databases or caches, and as nothing else."""
+        rows = self._db.execute(
+            "SELECT service FROM series WHERE kind=? GROUP BY service HAVING min(instr(attributes, ?)) > 0",
+            (int(SpanKind.SERVER), f'"{semconv.DB_SYSTEM_NAME}":'),
+        )
+        return {row[0] for row in rows}
 
     def keys(self, service: int | None = None) -> dict[int, Key]:
         """Metric keys by number."""

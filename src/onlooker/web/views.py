@@ -286,7 +286,8 @@ def service_map(reader: Reader, seconds: int, now_s: float) -> dict[str, Any]:
         service: _red(own_count[i], own_errors[i], own_quantiles[i], covered) for i, service in enumerate(own.names)
     }
     names = {edge[end] for edge in edges for end in ("from", "to")}
-    nodes = [_node(str(name), services, serving) for name in sorted(map(str, names))]
+    databases = reader.databases()
+    nodes = [_node(str(name), services, serving, databases) for name in sorted(map(str, names))]
     return {**_times(span, now_s), "nodes": nodes, "edges": sorted(edges, key=lambda edge: -edge["count"])}
 
 
@@ -294,14 +295,17 @@ def _edge(source: str, target: str, side: str, red: dict[str, Any], operations: 
     return {"from": source, "to": target, "measured_at": side, **red, "operations": operations}
 
 
-def _node(node_id: str, services: Mapping[int, ServiceRow], serving: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+def _node(
+    node_id: str, services: Mapping[int, ServiceRow], serving: Mapping[int, dict[str, Any]], databases: set[int]
+) -> dict[str, Any]:
     kind, _, name = node_id.partition(":")
     if kind == "service" and name.isdigit() and int(name) in services:
         service = services[int(name)]
         red = serving.get(service.id)
         share = red["error_share"] if red else 0.0
         health = "failing" if share >= FAILING else "degraded" if share >= DEGRADED else "ok"
-        return {"id": node_id, "type": "service", "name": service.full_name, "service": service.id,
+        kind = "database" if service.id in databases else "service"
+        return {"id": node_id, "type": kind, "name": service.full_name, "service": service.id,
                 "language": service.language, "health": health, "red": red}  # fmt: skip
     return {"id": node_id, "type": kind, "name": name or "outside", "service": None, "language": "", "health": "ok",
             "red": None}  # fmt: skip

@@ -14,6 +14,8 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from onlooker import semconv
+from onlooker.batches import SpanKind
 from onlooker.store import MEMORY
 from onlooker.web.openapi import PATHS
 from support.page_server import BAD_UTF8, HOSTILE_NAME, HOSTILE_PATH, CannedFacts, Traffic, serve
@@ -73,6 +75,20 @@ def test_map(url: str) -> None:
     assert edges["users", "postgresql db.internal:5432"]["operations"] == ["SELECT users"]
     assert ("outside", "users") not in edges  # all its callers are known
     assert ("database", "postgresql db.internal:5432") in names.values()
+
+
+def test_map_draws_a_service_that_only_answers_statements_as_a_database() -> None:
+    traffic = Traffic(MEMORY, services=("shop", "postgres", "search"))
+    asked = {"kind": SpanKind.SERVER, "protocol": 3, "name": "SELECT users", "path": None,
+             "dims": {semconv.DB_SYSTEM_NAME: "postgresql"}}  # fmt: skip
+    traffic.put([{"service": 1, "path": b"/"}, {"service": 2, **asked}, {"service": 3, **asked}])
+    traffic.put([{"service": 3, "path": b"/health"}])
+    for _ in range(2):
+        traffic.store.writer.round(0.0)
+    with serve(traffic.store, facts=CannedFacts(traffic.store, [])) as found:
+        types = {node["name"]: node["type"] for node in get(found, "/api/v1/map")["nodes"]}
+    traffic.store.close()
+    assert types == {"outside": "outside", "shop": "service", "postgres": "database", "search": "service"}
 
 
 def test_service(url: str) -> None:
