@@ -2,8 +2,8 @@
 
 Receives process ids, hands on nothing: probes are attached to programs of the kernel side, which are loaded when the
 first library is found.  All work is done by one thread of its own: examining a library takes up to 0.3 s, attaching
-8 ms.  Detaching takes 42 ms, in which the kernel waits for its readers: that is left to a few threads, so that the end of
-many processes does not keep the beginning of others waiting, nor the end of the agent.
+8 ms.  Detaching takes 42 ms, in which the kernel waits for its readers: that is left to a few threads, so that the end
+of many processes does not keep the beginning of others waiting, nor the end of the agent.
 
 May drop: processes beyond the registry's limit, and what the kernel refuses; `Prober.outlook` says of each process what
 of its TLS is seen and why the rest is not.
