@@ -117,6 +117,7 @@ test: test-setup ## unit, native and golden tests, and live ones of awkward case
 	$(TEST) $(TEST_PATHS) $(TEST_ARGS)
 
 test-live: test-setup ## every live test: clients, TLS, page, exporters, faults, churn too (root; half an hour)
+	@bash scripts/setup_zoo.sh collector
 	$(TEST) tests/live $(TEST_ARGS)
 
 FUZZ_SECONDS ?= 60

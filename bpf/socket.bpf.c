@@ -152,6 +152,7 @@ __noinline int tls_take(struct connection *c, struct work *w, __u32 direction)
 	w->head_of = 0;
 	w->datagram = 0;
 	w->now_mono_ns = bpf_ktime_get_ns();
+	w->first_mono_ns = w->now_mono_ns;
 	s = &c->streams[direction];
 	s->bytes += w->source.length;
 	w->before_mono_ns = s->last_mono_ns;

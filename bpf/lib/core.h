@@ -281,9 +281,11 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 	s->bytes += result;
 	w->before_mono_ns = s->last_mono_ns;
 	s->last_mono_ns = w->now_mono_ns;
-	if (c->protocol == PROTOCOL_UNKNOWN) {
+	if (c->protocol == PROTOCOL_UNKNOWN)
 		learn_addresses(c, sk);
-		if (!classify(c, sk, w, direction, w->now_mono_ns))
+	w->first_mono_ns = arrival(c, sk, direction, result, w->now_mono_ns);
+	if (c->protocol == PROTOCOL_UNKNOWN) {
+		if (!classify(c, sk, w, direction, w->first_mono_ns))
 			return 0;
 		if (c->protocol == PROTOCOL_TLS || (c->protocol == PROTOCOL_UNKNOWN && seems_tls(s))) {
 			join_tls(c, sk, direction);

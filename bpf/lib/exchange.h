@@ -380,6 +380,28 @@ static __always_inline __u32 tcp_position(struct sock *sk, __u32 direction)
 }
 
 /*
+ * When the first bytes of a connection, which are being read, had come.  A server that is busy accepts and reads late, and
+ * its client waits: that wait is the request's.  Of later bytes the kernel keeps no such time.
+ */
+static __always_inline __u64 arrival(struct connection *c, struct sock *sk, __u32 direction, int result, __u64 now)
+{
+	struct tcp_sock *tcp = (struct tcp_sock *)sk;
+	__u64 copied, came;
+
+	if (direction != DIRECTION_RECEIVE || c->streams[DIRECTION_RECEIVE].bytes != result || c->family == AF_UNIX ||
+	    KERNEL_FIELD(sk, sk_protocol) != IPPROTO_TCP)
+		return now;
+	/* a connection that is older than the agent has had bytes before */
+	copied = BPF_CORE_READ(tcp, bytes_received) -
+		 (BPF_CORE_READ(tcp, rcv_nxt) - BPF_CORE_READ(tcp, copied_seq));
+	if (copied != result)
+		return now;
+	/* the kernel begins to measure the round trip with the first segment */
+	came = BPF_CORE_READ(tcp, rcv_rtt_est.time) * 1000;
+	return came && came < now ? came : now;
+}
+
+/*
  * What the identity of a request at both ends of its connection is made of; see peer_key and stamp.
  * And how many bytes have moved past the hooks since the last transfer (splice, another process).
  */
@@ -687,7 +709,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 				w->source.offset++;
 				return true;
 			}
-			s->start_mono_ns = w->now_mono_ns;
+			s->start_mono_ns = w->first_mono_ns;
 		}
 		verdict = classify_window(w->index);
 		if (verdict == VERDICT_MORE && length <= 16) {

@@ -157,6 +157,10 @@ struct tcp_sock {
 	__u32 copied_seq;
 	__u32 rcv_nxt;
 	__u32 write_seq;
+	__u64 bytes_received;
+	struct {
+		__u64 time;
+	} rcv_rtt_est;
 };
 
 struct unix_address;

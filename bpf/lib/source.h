@@ -23,6 +23,7 @@ struct work {
 	struct http1_head head;
 	struct http1_chunk chunk;
 	__u64 now_mono_ns;
+	__u64 first_mono_ns; /* when the first byte came, see arrival() */
 	__u64 end_mono_ns;   /* of the message that ended */
 	__u64 before_mono_ns; /* when bytes moved in this direction the last time before */
 	__u32 chunk_used;

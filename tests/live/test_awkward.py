@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from support import agent, traffic
+from support import agent, traffic, truth, zoo
 from support.agent import Agent
 from support.cases import CASES
 from support.traffic import Exchange
@@ -106,3 +106,21 @@ def wrong(exchange: Exchange, span: dict[str, object]) -> list[str]:
         if abs(int(span["first_byte_ns"]) - first) > max(first // 50, 20 * MS):
             found.append(f"first byte after {int(span['first_byte_ns']) / MS:.1f} ms, expected {first / MS:.1f}")
     return found
+
+
+def test_waiting_for_a_busy_server_is_part_of_the_request(onlooker: Agent) -> None:
+    onlooker.wait_unwatched()
+    with zoo.server("php-builtin") as server:  # one at a time: the others wait to be accepted
+        onlooker.wait_watched(server.tree())
+        onlooker.spans()
+        plan = truth.plan(1, 40, pages=("sleep",), run="waiting")
+        with zoo.client("c", server.port, plan, keep_alive=False, connections=4) as client:
+            onlooker.wait_watched([*server.tree(), client.pid])
+            made = client.run()
+        served = truth.select(onlooker.spans(expected=len(plan), kind="server"), kind="server", pids=server.tree())
+    asked_ms = [int(one.path.split("/")[2]) for one in plan]
+    waited = [one.duration_ns / MS - asked for one, asked in zip(made, asked_ms, strict=True)]
+    assert max(waited) > 10  # some did wait
+    report = truth.compare(made, served, duration_abs_ms=20, same_clock=True)
+    print(f"waited {max(waited):.0f} ms at most; {report}")
+    report.check()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import shutil
+import socket
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -69,6 +75,93 @@ def test_a_receiver_takes_every_batch(place, tmp_path, protocol: str) -> None:
     print(f"{protocol}: {len(spans)} spans in {len(receiver.messages('traces'))} batches, {len(roots)} traces")
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf", "http/json"])
+def test_an_opentelemetry_collector_takes_every_batch(place, tmp_path, protocol: str) -> None:
+    program = zoo.BIN / "collector"
+    if not program.exists():
+        pytest.skip("no Collector here: scripts/setup_zoo.sh collector builds one, with Go 1.23 or newer")
+    with zoo.server("c-threads") as server, _collector(str(program), tmp_path / "collector") as (ports, received):
+        endpoint = f"http://127.0.0.1:{ports['grpc' if protocol == 'grpc' else 'http']}"
+        # as OpenTelemetry has it, the base of both signals
+        otlp = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+                "OTEL_BSP_SCHEDULE_DELAY": "200", "OTEL_METRIC_EXPORT_INTERVAL": "1000"}  # fmt: skip
+        with agent.running(tmp_path, place.selects(), prints=False, environment=otlp) as onlooker:
+            onlooker.wait_watched(server.tree())
+            plan = truth.plan(4, REQUESTS, pages=server.spec.pages, run=f"collector-{protocol.replace('/', '-')}")
+            with zoo.client("c", server.port, plan) as client:
+                onlooker.wait_watched([*server.tree(), client.pid])
+                made = client.run()
+            agent.wait_until(
+                lambda: sum(len(spans) for _, spans in received("traces")) >= 2 * REQUESTS, "all spans", 20
+            )
+            assert onlooker.losses() == {}
+            assert onlooker.metric("onlooker_export_failures_total") == 0
+        spans = [span for _, batch in received("traces") for span in batch]
+        points = [
+            (resource["service.name"], point)
+            for resource, metrics in received("metrics")
+            for metric in metrics
+            if metric["name"] == "http.server.request.duration"
+            for point in metric["histogram"]["dataPoints"]
+        ]
+    assert len({span["spanId"] for span in spans}) == len(spans) == 2 * REQUESTS
+    assert all(len(span["traceId"]) == 32 and len(span["spanId"]) == 16 for span in spans)
+    of_server = [span for span in spans if span["kind"] == 2]
+    by_path = {one.path.partition("?")[0]: one for one in made}
+    for span in of_server:
+        attributes = {pair["key"]: next(iter(pair["value"].values())) for pair in span["attributes"]}
+        true = by_path.pop(attributes["url.path"])
+        assert int(attributes["http.response.status_code"]) == true.status
+        assert span.get("status", {}).get("code", 0) == (2 if true.status >= 500 else 0)
+    assert not by_path
+    counted: dict[tuple[str, str], int] = {}
+    for service, point in points:  # cumulative: the last one of each series counts
+        counted[service, json.dumps(point["attributes"], sort_keys=True)] = int(point["count"])
+    assert sum(counted.values()) == REQUESTS
+    print(f"{protocol}: the Collector wrote {len(spans)} spans and {len(counted)} series")
+
+
+@contextlib.contextmanager
+def _collector(program: str, directory: Path):
+    """A Collector that writes what it takes to a file; yields its ports, and what came of a signal by resource."""
+    directory.mkdir()
+    ports = {"grpc": agent.free_port(), "http": agent.free_port()}
+    out = {signal: directory / f"{signal}.json" for signal in ("traces", "metrics")}
+    configuration = {
+        "receivers": {"otlp": {"protocols": {name: {"endpoint": f"127.0.0.1:{port}"} for name, port in ports.items()}}},
+        "exporters": {f"file/{signal}": {"path": str(path), "flush_interval": "100ms"} for signal, path in out.items()},
+        "service": {
+            "telemetry": {"metrics": {"level": "none"}},
+            "pipelines": {signal: {"receivers": ["otlp"], "exporters": [f"file/{signal}"]} for signal in out},
+        },
+    }
+    (directory / "collector.yaml").write_text(json.dumps(configuration))  # JSON is YAML
+    started = zoo.Program([program, f"--config={directory}/collector.yaml"], directory, name="collector")
+
+    def received(signal: str) -> list[tuple[dict[str, str], list[dict[str, object]]]]:
+        parts = {"traces": ("resourceSpans", "scopeSpans", "spans"),
+                 "metrics": ("resourceMetrics", "scopeMetrics", "metrics")}[signal]  # fmt: skip
+        whole = out[signal].read_bytes().rpartition(b"\n")[0] if out[signal].exists() else b""
+        return [
+            ({pair["key"]: next(iter(pair["value"].values())) for pair in resource["resource"]["attributes"]},
+             [item for scope in resource[parts[1]] for item in scope[parts[2]]])
+            for line in whole.splitlines()
+            for resource in json.loads(line)[parts[0]]
+        ]  # fmt: skip
+
+    try:
+        for port in ports.values():
+            agent.wait_until(functools.partial(_listens, port), "the Collector listens", 30, 0.2)
+        yield ports, received
+    finally:
+        started.stop()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _of(plan: list[truth.PlannedRequest], spans: list[dict[str, object]]) -> list[dict[str, object]]:
     targets = {request.path for request in plan}
     return [span for span in spans if _path(span["attributes"]) in targets]
@@ -106,35 +199,27 @@ def test_prometheus_scrapes_and_its_client_parses(place, tmp_path) -> None:
         assert _query(port, "max(scrape_samples_scraped)") > 50
 
 
+@contextlib.contextmanager
 def _prometheus(program: str, directory: Path, target: int):
-    import contextlib
-
-    @contextlib.contextmanager
-    def run():
-        directory.mkdir()
-        port = agent.free_port()
-        job = {"job_name": "onlooker", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
-        configuration = {"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}
-        (directory / "prometheus.yml").write_text(json.dumps(configuration))  # JSON is YAML
-        started = zoo.Program(
-            [program, f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data",
-             f"--web.listen-address=127.0.0.1:{port}"],
-            directory, name="prometheus",
-        )  # fmt: skip
-        try:
-            agent.wait_until(lambda: _query(port, "vector(1)") == 1, "Prometheus answers", 30, 0.2)
-            yield port
-        finally:
-            started.stop()
-            shutil.rmtree(directory / "data", ignore_errors=True)
-
-    return run()
+    directory.mkdir()
+    port = agent.free_port()
+    job = {"job_name": "onlooker", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+    configuration = {"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}
+    (directory / "prometheus.yml").write_text(json.dumps(configuration))  # JSON is YAML
+    started = zoo.Program(
+        [program, f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data",
+         f"--web.listen-address=127.0.0.1:{port}"],
+        directory, name="prometheus",
+    )  # fmt: skip
+    try:
+        agent.wait_until(lambda: _query(port, "vector(1)") == 1, "Prometheus answers", 30, 0.2)
+        yield port
+    finally:
+        started.stop()
+        shutil.rmtree(directory / "data", ignore_errors=True)
 
 
 def _query(port: int, query: str) -> float:
-    import urllib.error
-    import urllib.parse
-
     url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(query)}"
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
