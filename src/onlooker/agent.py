@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -37,8 +38,10 @@ from onlooker.enrich.routes import Routes
 from onlooker.errors import AgentError, ConfigError
 from onlooker.export.otlp_traces import SpanEncoder
 from onlooker.export.printer import Printer, PrintFormat
-from onlooker.light import release_start
-from onlooker.observe import LiveView, own_metrics, process_age_s
+from onlooker.export.span_buffer import SpanBuffer
+from onlooker.light import release_memory, release_start
+from onlooker.observe import LiveView, own_metrics, process_age_s, rss_bytes
+from onlooker.overload import Overload
 from onlooker.plaintext import Plaintext
 from onlooker.protocols import registry
 from onlooker.randomness import SystemRandom
@@ -48,6 +51,7 @@ from onlooker.settings import (
     exporters,
     protocol_options,
     route_options,
+    span_wait_s,
     store_options,
     traced_protocols,
 )
@@ -74,6 +78,9 @@ class Pipeline:
     """The sentence, for one batch at a time; only the capture thread calls it.
 
     Attributes:
+        sinks: Take each batch at its end; redacted are the rows with ``keep``, if `shows_spans`.
+        settle: Called at the end of each round.
+        shows_spans: Whether a sink hands on what stands in spans.
         requests: Rows that came out of `assemble`.
         busy_ns: CPU time of this thread spent here.
     """
@@ -108,7 +115,13 @@ class Pipeline:
         )
         sampler = config.otel_traces_export.sampler
         self.samplers = Samplers(make_sampler(sampler.name, sampler.arg))
+        limits = config.limits
+        self.overload = Overload(
+            cpu_percent=limits.cpu_percent, memory_bytes=limits.memory, rss_bytes=rss_bytes, relieve=release_memory
+        )
         self.sinks: list[Sink] = []
+        self.settle: list[Callable[[], None]] = []
+        self.shows_spans = False
         self.requests = 0
         self.busy_ns = 0
 
@@ -127,6 +140,8 @@ class Pipeline:
         for batch in batches:
             self.requests += len(batch)
             self._take_through(batch)
+        for settle in self.settle:
+            settle()
         return sum(len(part) for part in (records.http, records.http_long, *records.segments) if part is not None)
 
     def take_processes(self, rows: NDArray[Any]) -> None:
@@ -139,10 +154,12 @@ class Pipeline:
         batch = self.identifier.identify(batch, self.identities)
         batch = self.peers.apply(batch, services)
         batch = self.routes.apply(batch, services)
-        batch = self.redactor.apply(batch)
         batch = self.aggregator.observe(batch)
+        self.overload.apply(batch)
         batch.keep = self.samplers.keep(batch, services)
         self.aggregator.observe_kept(batch)
+        if self.shows_spans:
+            self.redactor.apply(batch.varying, batch.keep)
         for sink in self.sinks:
             sink(batch)
 
@@ -165,6 +182,7 @@ class Agent:
         self.rounds = self.records = 0
         self._gate: int | None = None
         self._wake_main: Callable[[], object] = lambda: None
+        self._send_waiting: Callable[[], None] = lambda: None
 
     # ---- start ----
 
@@ -220,7 +238,12 @@ class Agent:
         pipeline, config = self.pipeline, self.loaded.config
         table = pipeline.aggregator.table
         # without a page nobody could look at it
-        self.store = Store(store_options(config), table, lambda: self.identities.services) if config.web.port else None
+        self.store = None
+        if config.web.port:
+            # it looks at rows that the sampler did not keep, too
+            self.store = Store(
+                store_options(config), table, lambda: self.identities.services, redact=pipeline.redactor.apply
+            )
         if self.store is not None:
             pipeline.sinks.append(self.store.put)
             self.store.start()
@@ -230,15 +253,24 @@ class Agent:
             )
             spans = self.spans
             wanted = traced_protocols(config)
+            self.span_buffer = buffer = SpanBuffer(encoder, max_age_s=span_wait_s(config))
 
             def export(batch: RequestBatch) -> None:
                 protocol = int(batch.protocol[0]) if len(batch) else 0  # one a batch
                 if protocol in wanted:
-                    spans.put(encoder.encode(batch, table, self.identities.services, pipeline.values))
+                    spans.put(buffer.put(batch, table, self.identities.services, pipeline.values))
+
+            def settle(*, now: bool = False) -> None:
+                if buffer.rows:
+                    spans.put(buffer.take(table, self.identities.services, pipeline.values, now=now))
 
             pipeline.sinks.append(export)
+            pipeline.settle.append(settle)
+            pipeline.shows_spans = True
+            self._send_waiting = functools.partial(settle, now=True)
         if config.trace_printer != "disabled":
             printer = self.printer = Printer(PrintFormat(config.trace_printer), sys.stdout)
+            pipeline.shows_spans = True
             pipeline.sinks.append(lambda batch: printer.print(batch, table, self.identities.services, pipeline.values))
 
     def _start_command(self) -> Loaded:
@@ -279,7 +311,7 @@ class Agent:
                 now = time.monotonic()
                 if self.capture.wait(min(drain, look_again) - now) or time.monotonic() >= drain:
                     self.round()
-                    drain = time.monotonic() + (0.0 if self.capture.is_behind else self.interval_s)
+                    drain = time.monotonic() + (0.0 if self.capture.is_behind else self._pause_s())
                 else:  # programs start and end all the time; requests need not be drained for that
                     records = self.capture.drain_processes()
                     if records is not None:
@@ -302,6 +334,10 @@ class Agent:
         wanted = self.interval_s * (BATCH_ROWS / found if found else 2.0)
         # quick to shrink, slow to grow: a burst must not wait for its end
         self.interval_s = min(max(min(wanted, self.interval_s * 1.5), INTERVAL_MIN_S), INTERVAL_MAX_S)
+        self.pipeline.overload.look()
+
+    def _pause_s(self) -> float:
+        return self.interval_s * self.pipeline.overload.stretch
 
     # ---- main ----
 
@@ -371,6 +407,7 @@ class Agent:
         if self.failure is None and self._thread is not None:
             with contextlib.suppress(Exception):
                 self.round()
+                self._send_waiting()
         timeout_s = self.loaded.config.shutdown_timeout
         if self._thread is not None:
             self.watcher.stop()

@@ -74,7 +74,8 @@ class Values:
         """The id of ``value``, made if it is new."""
         if value is None:
             return 0
-        key = (value.__class__, value)
+        # most are strings, and a string is equal to nothing else
+        key: Hashable = value if value.__class__ is str else (value.__class__, value)
         found = self._ids.get(key)
         if found is not None:
             return found

@@ -53,6 +53,16 @@ def release_start() -> None:
     """Give back what only the start needed, and spare what is left the visits of the garbage collector."""
     gc.collect()
     gc.freeze()
+    _trim()
+
+
+def release_memory() -> None:
+    """Give back what the heap keeps for the next batch."""
+    gc.collect()
+    _trim()
+
+
+def _trim() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -12,7 +12,7 @@ from onlooker import __version__
 from onlooker.aggregate.own import OwnMetrics
 from onlooker.capture.tls import OpaqueTls
 from onlooker.export.exporter import Exporter
-from onlooker.export.snapshot import MetricSnapshot
+from onlooker.snapshot import MetricSnapshot
 
 if TYPE_CHECKING:
     from onlooker.agent import Agent
@@ -102,6 +102,11 @@ def own_metrics(agent: Agent) -> OwnMetrics:
                 read=agent.plaintext.prober.failures)  # fmt: skip
     own.counter("ignored", "Requests of ignored routes.", read=lambda: pipeline.routes.ignored)
     own.counter("spans_kept", "Requests that became spans.", read=lambda: pipeline.samplers.kept)
+    overload = pipeline.overload
+    own.gauge("trace_share", "Share of traces that onlooker's own limits let become spans.",
+              read=lambda: overload.share)  # fmt: skip
+    own.counter("shed_spans", "Requests that became no span because of onlooker's own limits.",
+                read=lambda: overload.shed)  # fmt: skip
     own.counter("exported", "Items that a receiver took, by signal.", label="signal", read=lambda: of_exporters("sent"))
     own.counter("export_failures", "Failed attempts to export, by signal.", label="signal",
                 read=lambda: of_exporters("failures"))  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Final, cast
 
 from onlooker import __version__
 from onlooker.aggregate.aggregator import AggregateOptions
@@ -82,6 +82,19 @@ def store_options(config: Config) -> StoreOptions:
     )
 
 
+SPAN_WAIT_S: Final = 5.0
+"""Longest that spans wait to be encoded: the default of the SDKs' ``OTEL_BSP_SCHEDULE_DELAY``."""
+
+
+def span_wait_s(config: Config) -> float:
+    """How long spans wait to be encoded: half of ``batch_timeout``, the other half is for the exporter's queue.
+
+    And less than a series lives without requests: waiting spans point to theirs.
+    """
+    lives_s = max(config.otel_metrics_export.ttl, config.prometheus_export.ttl) or SPAN_WAIT_S
+    return min(config.otel_traces_export.batch_timeout / 2, lives_s / 2, SPAN_WAIT_S)
+
+
 def traced_protocols(config: Config) -> frozenset[int]:
     """Protocols whose spans are exported: ``otel_traces_export.instrumentations``, which leaves DNS out by default."""
     chosen = config.otel_traces_export.instrumentations
@@ -130,7 +143,7 @@ def exporters(config: Config) -> tuple[SpanExporter | None, MetricExporter | Non
                 queue_items=traces.queue_size or 4 * traces.batch_max_size,
                 queue_bytes=config.limits.span_queue_bytes,
                 batch_items=traces.batch_max_size,
-                batch_age_s=traces.batch_timeout,
+                batch_age_s=traces.batch_timeout - span_wait_s(config),
             ),
             retry=RetryPolicy(
                 initial_interval_s=traces.backoff_initial_interval or 5.0,

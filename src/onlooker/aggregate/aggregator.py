@@ -57,7 +57,7 @@ from onlooker.batches import (
     Values,
 )
 from onlooker.columns import HashCache, TextHasher, distinct_in_order, mix
-from onlooker.export.snapshot import (
+from onlooker.snapshot import (
     HOST_SERVICE_ID,
     Exemplar,
     HistogramPoint,

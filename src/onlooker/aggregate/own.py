@@ -12,7 +12,7 @@ from typing import Final
 
 from onlooker.batches import AttributeValue
 from onlooker.errors import AgentError
-from onlooker.export.snapshot import HOST_SERVICE_ID, Metric, MetricKind, MetricSnapshot, NumberPoint
+from onlooker.snapshot import HOST_SERVICE_ID, Metric, MetricKind, MetricSnapshot, NumberPoint
 
 PREFIX: Final = "onlooker_"
 MAX_LABEL_SETS: Final = 1_000

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onlooker.aggregate.definitions import Definition, Measure
 from onlooker.batches import I8, AttributeValue
-from onlooker.export.snapshot import Exemplar
+from onlooker.snapshot import Exemplar
 
 OVERFLOW_ATTRIBUTE: Final = "otel.metric.overflow"
 

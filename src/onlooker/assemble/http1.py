@@ -258,7 +258,7 @@ class Http1:
         for part in parts:
             text = part["text"]
             width = text.shape[1]
-            flat = np.ascontiguousarray(text).reshape(-1)
+            flat = text.copy().reshape(-1)  # the batch may outlive the records, whose memory is used again
             pools.append(flat)
             starts.append(np.arange(base, base + len(part) * width, width, dtype=np.int64))
             base += len(part) * width

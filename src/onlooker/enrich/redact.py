@@ -1,6 +1,7 @@
 """Secrets in query strings: receives ``url.query`` and ``url.full``, hands them on without the values of secret keys.
 
-Only spans carry queries, so this runs on the rows that were kept by the sampler.
+Only spans carry queries, so this runs on rows that become spans: those that the sampler kept, and what the store looks
+at.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onlooker import semconv
-from onlooker.batches import RequestBatch, Text
+from onlooker.batches import Column, Text
 
 REDACTED: Final = b"REDACTED"
 
@@ -72,17 +74,22 @@ class QueryRedactor:
             key = unquote_to_bytes(key.replace(b"+", b" ")).strip()
         return key.lower() in self._names
 
-    def apply(self, batch: RequestBatch) -> RequestBatch:
-        """Redact ``url.query`` and ``url.full`` of all rows, in place."""
+    def apply(self, varying: dict[str, Column], keep: NDArray[np.bool_] | None = None) -> None:
+        """Redact ``url.query`` and ``url.full``, in place.
+
+        Args:
+            varying: Columns of a batch.
+            keep: ``(n,)``, the rows that anybody will see; all if None.
+        """
         for name, redact in ((semconv.URL_QUERY, self.redact), (semconv.URL_FULL, self.redact_url)):
-            column = batch.varying.get(name)
+            column = varying.get(name)
             if isinstance(column, Text):
-                batch.varying[name] = _rewrite(column, redact)
-        return batch
+                varying[name] = _rewrite(column, redact, keep)
 
 
-def _rewrite(text: Text, redact: Callable[[bytes], bytes]) -> Text:
-    rows = np.flatnonzero(text.length > 0)
+def _rewrite(text: Text, redact: Callable[[bytes], bytes], keep: NDArray[np.bool_] | None) -> Text:
+    present = text.length > 0
+    rows = np.flatnonzero(present if keep is None else present & keep)
     if not rows.size:
         return text
     pool = np.ascontiguousarray(text.pool)

@@ -18,8 +18,8 @@ from onlooker.errors import AgentError, ExportError
 from onlooker.export.endpoint import Connection, Protocol, Signal, check_headers
 from onlooker.export.queue import Chunk, ChunkQueue, DropPolicy
 from onlooker.export.retry import Backoff, RetryPolicy
-from onlooker.export.snapshot import MetricSnapshot
 from onlooker.export.transport import Answer, Transport
+from onlooker.snapshot import MetricSnapshot
 
 log = logging.getLogger(__name__)
 

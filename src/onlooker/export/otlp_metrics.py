@@ -16,7 +16,7 @@ from onlooker.batches import AttributeValue, Service
 from onlooker.export._wire import field, key_value
 from onlooker.export.otlp_traces import SCOPE_NAME, UNKNOWN_SERVICE
 from onlooker.export.queue import Chunk
-from onlooker.export.snapshot import (
+from onlooker.snapshot import (
     HOST_SERVICE_ID,
     Exemplar,
     ExponentialPoint,

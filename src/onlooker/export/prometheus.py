@@ -24,7 +24,7 @@ from prometheus_client.utils import floatToGoString
 
 from onlooker import semconv
 from onlooker.batches import AttributeValue, Service
-from onlooker.export.snapshot import (
+from onlooker.snapshot import (
     HOST_SERVICE_ID,
     Exemplar,
     ExponentialPoint,

@@ -59,6 +59,7 @@ class ChunkQueue:
         self._dropped = 0
         self._closed = False
         self._flush = False
+        self._wanted = (0, 0)
         self._changed = threading.Condition()
 
     @property
@@ -92,7 +93,7 @@ class ChunkQueue:
                 self._chunks.append((chunk, self._clock()))
                 self._items += chunk.items
                 self._bytes += len(chunk.data)
-                self._changed.notify_all()
+                self._wake()
             self._dropped += dropped
             return dropped
 
@@ -109,7 +110,8 @@ class ChunkQueue:
         """
         with self._changed:
             while True:
-                full = self._items >= batch_items or self._bytes >= batch_bytes
+                self._wanted = (batch_items, batch_bytes)
+                full = self._is_full()
                 if self._chunks:
                     age = self._clock() - self._chunks[0][1]
                     if full or self._closed or self._flush or age >= max_age_s:
@@ -141,6 +143,16 @@ class ChunkQueue:
             self._items = self._bytes = 0
             self._dropped += items
             return items
+
+    def _is_full(self) -> bool:
+        """Whether there is as much as the taker wants."""
+        items, size = self._wanted
+        return self._items >= items or self._bytes >= size
+
+    def _wake(self) -> None:
+        """Wake the taker for the first chunk, whose age counts, and once there is enough: not for those between."""
+        if len(self._chunks) == 1 or self._flush or self._is_full():
+            self._changed.notify_all()
 
     def _over(self, chunk: Chunk) -> bool:
         return self._items + chunk.items > self.max_items or self._bytes + len(chunk.data) > self.max_bytes

@@ -18,6 +18,9 @@ _BUSY = np.uint32(1 << 31)
 _DISCARDED = np.uint32(1 << 30)
 _WINDOW_BYTES = 1 << 20
 """Mapped at once: bounds what a ring that filled up adds to the resident memory."""
+_KEPT_BYTES = 1 << 20
+"""The copy of a run up to this size goes into memory that is kept: fresh pages for every run would cost more than the
+copy."""
 
 
 class Ring:
@@ -39,6 +42,7 @@ class Ring:
         self._producer = memoryview(self._producer_page).cast("Q")
         self._position = self._consumer[0]
         self._closed = False
+        self._kept = np.empty(0, np.uint8)
 
     @property
     def fill(self) -> int:
@@ -46,14 +50,15 @@ class Ring:
         return 0 if self._closed else self._producer[0] - self._position
 
     def drain(self, limit: int = 1 << 20) -> NDArray[np.uint8] | None:
-        """Take what is there, oldest first: ``(n, stride - 8)`` uint8, the caller's own copy; None if nothing is.
+        """Take what is there, oldest first: ``(n, stride - 8)`` uint8; None if nothing is.
 
-        A record that is still being written ends the batch; discarded ones are left out.
+        A record that is still being written ends the batch; discarded ones are left out.  The array is good until the
+        next call: who needs a record for longer copies it.
         """
         waiting = min(self.fill // self.stride, limit, self.size // self.stride)
         if waiting <= 0:
             return None
-        records = np.empty((waiting, self.stride - 8), np.uint8)
+        records = self._room(waiting)
         kept = 0
         position, end = self._position, self._position + waiting * self.stride
         while position < end:
@@ -67,6 +72,15 @@ class Ring:
             return None
         self._position = self._consumer[0] = position
         return records[:kept] if kept else None
+
+    def _room(self, count: int) -> NDArray[np.uint8]:
+        width = self.stride - 8
+        size = count * width
+        if size > _KEPT_BYTES:
+            return np.empty((count, width), np.uint8)
+        if size > self._kept.size:
+            self._kept = np.empty(min(max(size, 2 * self._kept.size, 1 << 14), max(_KEPT_BYTES, size)), np.uint8)
+        return self._kept[:size].reshape(count, width)
 
     def _copy_run(self, position: int, stop: int, into: NDArray[np.uint8]) -> tuple[int, int]:
         """Copy the finished records between two positions: bytes gone through, and records copied."""

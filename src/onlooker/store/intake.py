@@ -133,10 +133,23 @@ class Intake:
         undetailed: Requests that were counted but not looked at as spans.
     """
 
-    def __init__(self, table: SeriesTable, services: Callable[[], Mapping[int, Service]]) -> None:
+    def __init__(
+        self,
+        table: SeriesTable,
+        services: Callable[[], Mapping[int, Service]],
+        redact: Callable[[dict[str, Column]], None] = lambda varying: None,
+    ) -> None:
+        """Make an empty one.
+
+        Args:
+            table: Of the batches' series.
+            services: By id, as they are now.
+            redact: Takes secrets out of the varying columns of rows that are looked at, in place.
+        """
         self.seen = self.dropped = self.undetailed = 0
         self._table = table
         self._services = services
+        self._redact = redact
         self._generation: I8 = np.full(1024, -1, np.int64)
         self._queue: deque[Item] = deque()
         self._rows_waiting = 0
@@ -197,7 +210,11 @@ class Intake:
         else:
             rows = np.flatnonzero(wanted)
         self._detailed += len(rows)
-        return _rows(batch, slot[rows], rows) if len(rows) else None
+        if not len(rows):
+            return None
+        found_rows = _rows(batch, slot[rows], rows)
+        self._redact(found_rows.varying)
+        return found_rows
 
     def _tell_new(self, slot: I4) -> None:
         table = self._table.rows

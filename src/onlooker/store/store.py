@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from onlooker.batches import RequestBatch, SeriesTable, Service
+from onlooker.batches import Column, RequestBatch, SeriesTable, Service
 from onlooker.errors import StoreError
 from onlooker.store.intake import Intake
 from onlooker.store.reader import Reader
@@ -55,8 +55,9 @@ class Store:
         services: Callable[[], Mapping[int, Service]],
         *,
         clock: Callable[[], float] | None = None,
+        redact: Callable[[dict[str, Column]], None] = lambda varying: None,
     ) -> None:
-        """Open it.  What cannot be had on disk is kept in memory, with a warning."""
+        """Open it.  What cannot be had on disk is kept in memory, with a warning.  ``redact`` is for `Intake`."""
         self.path = options.path
         self._file_lock: FileLock | None = None
         try:
@@ -72,7 +73,7 @@ class Store:
         self._lock = threading.Lock()
         self._reading: sqlite3.Connection | None = None
         self._closed = False
-        self.intake = Intake(table, services)
+        self.intake = Intake(table, services, redact)
         self.max_bytes = min(options.max_bytes, MEMORY_BYTES) if in_memory else options.max_bytes
         clocks: dict[str, Any] = {"clock": clock} if clock else {}
         self.writer = Writer(

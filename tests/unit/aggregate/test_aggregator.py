@@ -14,7 +14,7 @@ from onlooker.aggregate.definitions import DURATION_BOUNDS, SIZE_BOUNDS
 from onlooker.aggregate.selection import Selection
 from onlooker.aggregate.store import OVERFLOW_ATTRIBUTE
 from onlooker.batches import SKIP_METRICS, SpanKind, StatusCode, Values
-from onlooker.export.snapshot import HistogramPoint, MetricKind
+from onlooker.snapshot import HistogramPoint, MetricKind
 from support.request_batches import HTTP_DIMS, START_UNIX_NS, a_request, a_service, identities_of, requests
 
 S = 1_000_000_000

@@ -6,7 +6,7 @@ import pytest
 
 from onlooker.aggregate.own import MAX_LABEL_SETS, OwnMetrics
 from onlooker.errors import AgentError
-from onlooker.export.snapshot import HOST_SERVICE_ID, MetricKind
+from onlooker.snapshot import HOST_SERVICE_ID, MetricKind
 
 
 def values(own):

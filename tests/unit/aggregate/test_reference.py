@@ -9,7 +9,7 @@ from onlooker.aggregate.definitions import DEFINITIONS, FEATURES, INFO_METRICS
 from onlooker.aggregate.own import OwnMetrics
 from onlooker.batches import Identities, Values
 from onlooker.export.prometheus import metric_name
-from onlooker.export.snapshot import MetricKind
+from onlooker.snapshot import MetricKind
 
 PAGE = (pathlib.Path(__file__).parents[3] / "docs/reference/metrics.md").read_text(encoding="utf-8")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,7 +82,7 @@ def test_a_column_keeps_its_other_rows():
         ],
     )
     before = batch.varying[semconv.URL_QUERY]
-    QueryRedactor().apply(batch)
+    QueryRedactor().apply(batch.varying)
     column = batch.varying[semconv.URL_QUERY]
     assert isinstance(column, Text)
     assert [column[i] for i in range(5)] == [b"a=1", None, b"token=REDACTED&b=2", b"token=REDACTED&b=2", b""]
@@ -92,4 +93,13 @@ def test_a_column_keeps_its_other_rows():
 def test_a_column_without_secrets_is_the_same_object():
     batch = requests(Values(), [a_request(query=b"a=1")])
     before = batch.varying[semconv.URL_QUERY]
-    assert QueryRedactor().apply(batch).varying[semconv.URL_QUERY] is before
+    QueryRedactor().apply(batch.varying)
+    assert batch.varying[semconv.URL_QUERY] is before
+
+
+def test_only_rows_that_somebody_will_see_are_looked_at():
+    batch = requests(Values(), [a_request(query=b"token=x"), a_request(query=b"token=y"), a_request()])
+    QueryRedactor().apply(batch.varying, np.array([False, True, True]))
+    column = batch.varying[semconv.URL_QUERY]
+    assert isinstance(column, Text)
+    assert [column[i] for i in range(3)] == [b"token=x", b"token=REDACTED", None]

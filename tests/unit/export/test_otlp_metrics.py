@@ -13,7 +13,7 @@ from onlooker.export.endpoint import Connection, Signal, resolve_endpoint
 from onlooker.export.exporter import MetricExporter, make_transport
 from onlooker.export.otlp_metrics import encode_metrics
 from onlooker.export.queue import Chunk
-from onlooker.export.snapshot import (
+from onlooker.snapshot import (
     HOST_SERVICE_ID,
     Exemplar,
     ExponentialPoint,

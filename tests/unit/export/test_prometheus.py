@@ -20,7 +20,7 @@ from onlooker.export.prometheus import (
     label_value,
     metric_name,
 )
-from onlooker.export.snapshot import (
+from onlooker.snapshot import (
     HOST_SERVICE_ID,
     Exemplar,
     ExponentialPoint,

@@ -121,3 +121,16 @@ def test_a_batch_that_no_stage_has_identified() -> None:
     buffer = SpanBuffer(SpanEncoder(version="1"))
     buffer.add(batch)
     assert [chunk.items for chunk in buffer.take(TABLE, SERVICES, Values(), now=True)] == [1]
+
+
+def test_a_large_batch_is_encoded_at_once_and_what_waited_goes_before_it() -> None:
+    buffer = SpanBuffer(SpanEncoder(version="1"), max_rows=10, clock=lambda: 0.0)
+    assert buffer.put(a_batch(4), TABLE, SERVICES, Values()) == []
+    assert [chunk.items for chunk in buffer.put(a_batch(5), TABLE, SERVICES, Values())] == [4, 5]
+    assert buffer.rows == 0
+
+
+def test_only_kept_rows_make_a_batch_large() -> None:
+    buffer = SpanBuffer(SpanEncoder(version="1"), max_rows=10, clock=lambda: 0.0)
+    assert buffer.put(a_batch(100, keep=np.arange(100) < 2), TABLE, SERVICES, Values()) == []
+    assert buffer.rows == 2

@@ -209,3 +209,14 @@ def test_cells_keep_one_page_mapped(cells: tuple[Cells, int]) -> None:
         lines = file.read().split("memfd:values")
     assert len(lines) == 2
     assert f"Size: {PAGE // 1024:18d} kB" in lines[1]
+
+
+def test_the_memory_of_one_batch_is_used_for_the_next(writer: Writer) -> None:
+    ring = Ring(writer.fd, SIZE, STRIDE)
+    writer.write(1)
+    first = ring.drain()
+    writer.write(2)
+    second = ring.drain()
+    assert first is not None
+    assert second is not None
+    assert np.shares_memory(first, second)

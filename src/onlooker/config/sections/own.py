@@ -43,9 +43,11 @@ class Limits(Section, frozen=True):
         float,
         Key(
             Number(),
-            "Share of one core, in percent, beyond which detail is shed; 0 for off.",
-            unused="not enforced yet",
+            "Share of one core, in percent, beyond which spans are shed, whole traces at a time; counts never are. "
+            "0 for off.",
         ),
     ] = 0.0
-    memory: Annotated[int, Key(SIZE, "Memory beyond which detail is shed; 0 for off.", unused="not enforced yet")] = 0
+    memory: Annotated[
+        int, Key(SIZE, "Resident memory beyond which spans are shed, as for `limits.cpu_percent`; 0 for off.")
+    ] = 0
     span_queue_bytes: Annotated[int, Key(SIZE, "Memory of spans that wait for an exporter.")] = 16_000_000
