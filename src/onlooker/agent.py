@@ -71,6 +71,9 @@ INTERVAL_MIN_S: Final = 0.005
 INTERVAL_MAX_S: Final = 1.0
 """A round costs about as much as 500 requests; a burst meanwhile wakes the reader, see `capture`."""
 
+SPAN_BYTES: Final = 512
+"""Of an encoded span, generously."""
+
 Sink = Callable[[RequestBatch], None]
 
 
@@ -248,8 +251,10 @@ class Agent:
             pipeline.sinks.append(self.store.put)
             self.store.start()
         if self.spans is not None:
+            # a request that is larger than the queue could never wait in it
+            fits = max(config.limits.span_queue_bytes // (4 * SPAN_BYTES), 1)
             encoder = self.encoder = SpanEncoder(
-                version=__version__, max_spans=config.otel_traces_export.batch_max_size
+                version=__version__, max_spans=min(config.otel_traces_export.batch_max_size, fits)
             )
             spans = self.spans
             wanted = traced_protocols(config)
