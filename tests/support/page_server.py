@@ -160,7 +160,8 @@ class CannedFacts:
     def agent(self) -> dict[str, Any]:
         return {
             **self.brief(), "pid": 99, "kernel": "6.18", "host": "testhost", "hook": "tp_btf",
-            "programs": [{"name": "tp_sock_send", "runs": 10, "missed": 0, "verified": 277_000, "ns_per_run": 480.0}],
+            "programs": [{"name": "tp_sock_send", "runs": 10, "missed": 0, "verified": 277_000, "ns_per_run": 480.0,
+                          "time_ns": 4_800, "core_share": 0.0001}],
             "measuring": {"on": True, "refused": ""}, "tls": {"probed": 1, "refused": ""},
             "rings": [{"record_bytes": 256, "fill": 0.25}],
             "drain": {"interval_s": 0.5, "rounds": 10, "cpu_s": 0.1},

@@ -157,6 +157,7 @@ export interface Span extends SpanRow {
   request_ms: number | null;
   response_start_ms: number | null;
   processing_ms: number | null;
+  queue_ms: number | null;
   request_bytes: number | null;
   response_bytes: number | null;
   local: Endpoint;
@@ -188,7 +189,11 @@ export interface Agent extends Brief {
     missed: number;
     verified: number;
     ns_per_run: number | null;
+    time_ns: number;
+    core_share: number | null;
   }[];
+  measuring: { on: boolean; refused: string };
+  tls: { probed: number; refused: string };
   rings: { record_bytes: number; fill: number }[];
   drain: { interval_s: number; rounds: number; cpu_s: number };
   losses: { reason: string; count: number; why: string }[];
@@ -210,6 +215,7 @@ export interface Agent extends Brief {
   store: {
     path: string;
     bytes: number;
+    file_bytes: number;
     max_bytes: number;
     dropped: number;
     undetailed: number;
@@ -237,6 +243,7 @@ export interface ProcessRow {
   name_source: string;
   language: string;
   ports: number[];
+  tls: string[];
 }
 export interface ServiceName {
   id: number;

@@ -22,6 +22,12 @@ export const RANGES: [number, string][] = [
   [86400, "24 h"],
 ];
 
+/** Without a choice: a quarter of an hour, or less while there is not so much to see. */
+function usual(overview: OverviewData | null): number {
+  if (!overview?.services.length) return 900;
+  return overview.now_s - Math.min(...overview.services.map((s) => s.since_s)) < 600 ? 300 : 900;
+}
+
 function storedTheme(): string {
   try {
     return localStorage.getItem("theme") ?? "";
@@ -32,8 +38,8 @@ function storedTheme(): string {
 
 export function App(): JSX.Element {
   const route = useRoute();
-  const range = Number(route.query.get("range")) || 900;
   const [overview, setOverview] = useState<OverviewData | null>(null);
+  const range = Number(route.query.get("range")) || usual(overview);
   const [connected, setConnected] = useState(true);
   const [tick, setTick] = useState(0);
   const [locked, setLocked] = useState(false);
@@ -173,8 +179,8 @@ function Foot(): JSX.Element {
       {agent && (
         <>
           <span>{rate(total)} requests/s</span>
-          <a href={to("agent")} class={agent.lost ? "warn" : ""}>
-            {agent.lost ? `${count(agent.lost)} lost` : "nothing lost"}
+          <a href={to(agent.lost ? "agent" : "overview")} class={agent.lost || overview.unseen.length ? "warn" : ""}>
+            {agent.lost ? `${count(agent.lost)} lost` : overview.unseen.length ? "some is not seen" : "nothing lost"}
           </a>
           <span>{count(agent.processes)} processes</span>
           <span>

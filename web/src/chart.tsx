@@ -30,6 +30,17 @@ function stacked(lines: Line[]): Curve[] {
   return out;
 }
 
+/** Whole decades, or 1, 2 and 5 of one, around the values. */
+function decades(min: number | null, max: number | null): [number, number] {
+  if (!min || !max || min <= 0) return [0.1, 10];
+  const round = (value: number, up: boolean): number => {
+    const power = 10 ** Math.floor(Math.log10(value));
+    const steps = [1, 2, 5, 10].map((n) => n * power);
+    return (up ? steps.find((n) => n >= value * 1.05) : steps.findLast((n) => n <= value * 0.95)) ?? (up ? 10 * power : 0.5 * power);
+  };
+  return [round(min, false), round(max, true)];
+}
+
 /** While nothing is pointed at, the legend tells the last whole step. */
 function rest(plot: uPlot): void {
   // uPlot draws, and empties its legend, after the current task
@@ -46,12 +57,14 @@ export function Chart(props: {
   lines: Line[];
   format: (value: number) => string;
   stack?: boolean;
+  /** Every tenfold takes the same room: for values that differ much. */
+  log?: boolean;
   height?: number;
 }): JSX.Element {
   const [box, width] = useWidth<HTMLDivElement>();
   const plot = useRef<uPlot | null>(null);
   const { theme } = useLive();
-  const { lines, start, step, format, stack } = props;
+  const { lines, start, step, format, stack, log } = props;
   const height = props.height ?? 180;
   // a legend entry that comes or goes needs another plot, new values do not
   const shape = `${lines.map((l) => l.name).join("\u0001")}|${theme}`;
@@ -76,13 +89,18 @@ export function Chart(props: {
       {
         width,
         height,
-        padding: [8, 8, 0, 0],
+        padding: [8, 20, 0, 0],
         cursor: { sync: { key: sync.key }, points: { size: 6 }, drag: { x: false, y: false } },
         legend: { live: true },
-        scales: { x: { time: true }, y: { range: (_u, _min, max) => [0, max > 0 ? max * 1.12 : 1] } },
+        scales: {
+          x: { time: true },
+          y: log
+            ? { distr: 3, range: (_u, min, max) => decades(min, max) }
+            : { range: (_u, _min, max) => [0, max > 0 ? max * 1.12 : 1] },
+        },
         axes: [
-          { ...axis, grid: { show: false }, space: 64, values: (_u, ticks) => ticks.map((t) => clock(t * 1000).slice(0, 5)) },
-          { ...axis, size: 62, space: 36, values: (_u, ticks) => ticks.map((t) => (t === 0 ? "0" : format(t))) },
+          { ...axis, grid: { show: false }, space: 64, size: 26, values: (_u, ticks) => ticks.map((t) => clock(t * 1000).slice(0, 5)) },
+          { ...axis, size: 62, space: 36, values: (_u, ticks) => ticks.map((t) => (t === null ? "" : t === 0 ? "0" : format(t))) },
         ],
         series: [
           { label: "time", value: (_u, t) => (t ? clock(t * 1000) : "–") },
@@ -123,6 +141,6 @@ export function Chart(props: {
     if (width) plot.current?.setSize({ width, height });
   }, [width, height]);
 
-  const last = lines.map((l) => `${l.name} ${format(l.values.at(-1) ?? 0)}`).join(", ");
+  const last = lines.map((l) => `${l.name} ${format(l.values.findLast((v) => v !== null) ?? 0)}`).join(", ");
   return <div class="chart" ref={box} role="img" aria-label={`${props.label}; now: ${last}`} />;
 }

@@ -18,6 +18,8 @@ interface Props {
 const LEFT = 62;
 const BOTTOM = 20;
 const HEIGHT = 220;
+/* Seconds between two labels of time. */
+const WHOLE = [60, 120, 300, 600, 1800, 3600, 7200, 14_400];
 
 export function Heatmap({ start, step, low, ratio, cells, onPick }: Props): JSX.Element {
   const [box, width] = useWidth<HTMLDivElement>();
@@ -54,9 +56,10 @@ export function Heatmap({ start, step, low, ratio, cells, onPick }: Props): JSX.
     const every = Math.max(1, Math.ceil(22 / ch));
     for (let j = 0; j < rows; j += every) c.fillText(duration(low[j]), LEFT - 6, 8 + (rows - j) * ch - 2);
     c.textAlign = "center";
-    const wide = Math.max(1, Math.ceil(80 / cw));
-    for (let i = Math.floor(wide / 2); i < columns; i += wide)
-      c.fillText(clock((start + i * step) * 1000).slice(0, 5), LEFT + i * cw, HEIGHT - 5);
+    const every_s = WHOLE.find((s) => (s / step) * cw >= 56) ?? 14_400;
+    for (let i = 0; i < columns; i++)
+      if ((start + i * step) % every_s === 0 && LEFT + i * cw < width - 20)
+        c.fillText(clock((start + i * step) * 1000).slice(0, 5), LEFT + i * cw, HEIGHT - 5);
   }, [cells, width, theme]);
 
   const at = (event: MouseEvent): [number, number] | null => {

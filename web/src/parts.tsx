@@ -88,6 +88,11 @@ export function Spark({ values, kind, label }: { values: Curve; kind: string; la
   );
 }
 
+/** The language of a service, where it is known to be one. */
+export function Language({ name }: { name: string }): JSX.Element | null {
+  return name && name !== "generic" ? <span class="badge">{name}</span> : null;
+}
+
 export function Panel(props: {
   title: ComponentChildren;
   aside?: ComponentChildren;

@@ -71,7 +71,7 @@ class Counts:
 
 @dataclass(slots=True)
 class Rows:
-    """What a span needs, as own contiguous columns; names as in `RequestBatch`."""
+    """What a span needs beside its series, as own contiguous columns; names as in `RequestBatch`."""
 
     slot: I4
     pid: I4
@@ -94,8 +94,6 @@ class Rows:
     parent_source: U1
     status: U1
     stream: NDArray[np.bool_]
-    dims: I4
-    dim_names: tuple[str, ...]
     varying: dict[str, Column]
 
     def __len__(self) -> int:
@@ -111,7 +109,7 @@ class Rows:
         return np.ascontiguousarray(self.trace_id[:, 8:]).view(np.uint64)[:, 0]
 
 
-_PLAIN: Final = tuple(name for name in Rows.__dataclass_fields__ if name not in ("slot", "dim_names", "varying"))
+_PLAIN: Final = tuple(name for name in Rows.__dataclass_fields__ if name not in ("slot", "varying"))
 
 Item = NewSeries | Counts | Rows
 
@@ -121,7 +119,7 @@ def _rows(source: RequestBatch | Rows, slot: I4, rows: NDArray[np.intp] | NDArra
     varying: dict[str, Column] = {
         key: column.take(rows) if isinstance(column, Text) else column[rows] for key, column in source.varying.items()
     }
-    return Rows(slot=slot, dim_names=source.dim_names, varying=varying, **columns)
+    return Rows(slot=slot, varying=varying, **columns)
 
 
 class Intake:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from onlooker.batches import I8, Text
+from onlooker.batches import I4, Text
 from onlooker.store.intake import Rows
 
 MAX_VALUE: Final = 8192
@@ -59,7 +59,7 @@ def endpoint_text(data: bytes) -> tuple[str, int]:
     return str(ipaddress.ip_address(data[:-2])), int.from_bytes(data[-2:], "big")
 
 
-def encode_rows(rows: Rows, series: I8, service: I8, cls: Sequence[int]) -> list[tuple[Any, ...]]:
+def encode_rows(rows: Rows, series: I4, service: I4, cls: Sequence[int]) -> list[tuple[Any, ...]]:
     """Rows for the table ``spans``, without their number."""
     varying: list[dict[str, str | int]] = [{} for _ in range(len(rows))]
     for key, column in rows.varying.items():

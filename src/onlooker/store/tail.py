@@ -6,13 +6,13 @@ one more round: its parent ends after it, and may make the trace interesting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onlooker.batches import I8, U8, StatusCode
+from onlooker.batches import I4, I8, U8, StatusCode
 from onlooker.store import blocks
 from onlooker.store.blocks import BUCKETS, Block
 from onlooker.store.intake import Rows
@@ -39,12 +39,17 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Rows with the numbers of the file that belong to them."""
+    """Rows with the numbers of the file that belong to them.
+
+    Attributes:
+        taken: ``(n,)`` rows that were chosen before, None if none was.
+    """
 
     rows: Rows
-    key: I8
-    series: I8
-    service: I8
+    key: I4
+    series: I4
+    service: I4
+    taken: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -123,6 +128,8 @@ class Tail:
         for i, one in enumerate((*self._waiting, *new)):
             fresh = i >= len(self._waiting)
             cls = _class_of(known, one.rows.trace_low)
+            if one.taken is not None:
+                cls[one.taken] = -1
             take = np.flatnonzero(cls >= 0)
             if take.size == len(one):
                 chosen.append(Chosen(one, cls))
@@ -130,13 +137,13 @@ class Tail:
                 chosen.append(Chosen(one.take(take), cls[take]))
             if fresh:
                 self.seen += len(one)
-                if take.size < len(one):
-                    left.append(one.take(np.flatnonzero(cls < 0)) if take.size else one)
+                if take.size < len(one):  # not copied: it is one more round
+                    left.append(replace(one, taken=cls >= 0) if take.size else one)
             self.kept += int(take.size)
         self._waiting = left
         return chosen
 
-    def _marks(self, rows: Rows, key: I8) -> NDArray[np.int8]:
+    def _marks(self, rows: Rows, key: I4) -> NDArray[np.int8]:
         self._grow(int(key.max()))
         cls = np.full(len(rows), -1, np.int8)
         cls[(rows.trace_low >> np.uint64(11)) < np.uint64(self._share * 2.0**53)] = SAMPLE

@@ -22,7 +22,7 @@ from onlooker.store.blocks import EMPTY, Block
 from onlooker.store.catalog import Catalog
 from onlooker.store.intake import Counts, Intake, Item, NewSeries
 from onlooker.store.spans import encode_rows
-from onlooker.store.tail import ERROR, RARE, SAMPLE, SLOW, Candidates, Tail
+from onlooker.store.tail import ERROR, RARE, SAMPLE, SLOW, Candidates, Chosen, Tail
 
 log: Final = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ EVERYTHING: Final = 0
 _RESERVE: Final = 0.92
 """Share of the allowed bytes that tables may take; the rest is for the write-ahead log."""
 _DELETE_ROWS: Final = 2_000
+_ROWS_AT_ONCE: Final = 256
+"""Spans that are Python objects at one time: a burst would else raise the process's memory for good."""
 
 
 class Writer:
@@ -178,23 +180,27 @@ class Writer:
             else:
                 # by the time of the choice a slot may belong to another series
                 slot = item.slot
-                self._candidates.append(
-                    Candidates(item, catalog.key[slot], catalog.series[slot], catalog.service[slot])
+                key, series, service = (
+                    table[slot].astype(np.int32) for table in (catalog.key, catalog.series, catalog.service)
                 )
+                self._candidates.append(Candidates(item, key, series, service))
 
     def _write(self, now: float) -> None:
         elapsed = max(now - self._last_round, 0.05)
         self._last_round = now
         self._write_metrics(int(now) // FINE_S * FINE_S)
         for chosen in self._tail.choose(self._candidates, elapsed):
-            one = chosen.candidates
-            rows = encode_rows(one.rows, one.series, one.service, chosen.cls.tolist())
-            self._db.executemany(
-                "INSERT INTO spans(trace, start_us, duration_us, service, series, class, data) VALUES(?,?,?,?,?,?,?)",
-                rows,
-            )
-            self.kept += len(rows)
+            for first in range(0, len(chosen.cls), _ROWS_AT_ONCE):
+                self._write_spans(chosen, slice(first, first + _ROWS_AT_ONCE))
         self._candidates = []
+
+    def _write_spans(self, chosen: Chosen, part: slice) -> None:
+        one = chosen.candidates.take(np.arange(len(chosen.cls))[part])
+        rows = encode_rows(one.rows, one.series, one.service, chosen.cls[part].tolist())
+        self._db.executemany(
+            "INSERT INTO spans(trace, start_us, duration_us, service, series, class, data) VALUES(?,?,?,?,?,?,?)", rows
+        )
+        self.kept += len(rows)
 
     def _write_metrics(self, t: int) -> None:
         parts = [

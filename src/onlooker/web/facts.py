@@ -69,6 +69,8 @@ class Facts:
         self._process_cpu: dict[int, tuple[float, float, float]] = {}
         self._statistics = RunStatistics()
         self._statistics_end: asyncio.TimerHandle | None = None
+        self._programs: tuple[float, dict[str, int]] = (0.0, {})
+        self._shares: dict[str, float] = {}
         self._tls: tuple[float, list[dict[str, Any]]] = (-60.0, [])
 
     def _own_cpu(self) -> float:
@@ -145,6 +147,19 @@ class Facts:
             self._statistics_end.cancel()
         self._statistics_end = asyncio.get_running_loop().call_later(_MEASURED_S, self._statistics.stop)
 
+    def _core_shares(self, now: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+        """How much of a core each program took since this was last asked, while the kernel measured."""
+        at, before = self._programs
+        took = time.monotonic() - at
+        if took >= 1.0:
+            self._programs = time.monotonic(), {name: numbers["time_ns"] for name, numbers in now.items()}
+            self._shares = {
+                name: round((numbers["time_ns"] - before[name]) / 1e9 / took, 6)
+                for name, numbers in now.items()
+                if name in before and took < _MEASURED_S
+            }
+        return self._shares
+
     def close(self) -> None:
         """Let go of what the kernel keeps on for us."""
         if self._statistics_end is not None:
@@ -159,9 +174,10 @@ class Facts:
         self._measure()
         agent = self._agent
         pipeline = agent.pipeline
+        shares = self._core_shares(programs(agent))
         probes = [
             {"name": name, **numbers, "ns_per_run": round(numbers["time_ns"] / numbers["runs"], 1)
-             if numbers.get("time_ns") and numbers.get("runs") else None}
+             if numbers.get("time_ns") and numbers.get("runs") else None, "core_share": shares.get(name)}
             for name, numbers in programs(agent).items()
         ]  # fmt: skip
         exporters = []

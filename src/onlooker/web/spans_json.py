@@ -121,12 +121,15 @@ def trace(spans: Sequence[Span]) -> dict[str, Any]:
 def _link_other_sides(rows: Sequence[dict[str, Any]]) -> None:
     """Where both ends of a connection were seen, each span names the one at the other end."""
     for one in rows:
-        one["other_side"] = None
+        one["other_side"] = one["queue_ms"] = None
     clients = {one["span_id"]: one for one in rows if one["kind"] == "client"}
     for one in rows:
         caller = clients.get(one["parent_span_id"])
         if one["kind"] == "server" and caller is not None and one["remote"] == caller["local"]:
             one["other_side"], caller["other_side"] = caller["span_id"], one["span_id"]
+            # on one host there is one clock: from the caller's first byte to the first that was read here
+            waited_ns = int(one["start_unix_ns"]) - int(caller["start_unix_ns"])
+            one["queue_ms"] = max(waited_ns, 0) / 1e6
 
 
 def _otlp_value(value: Any) -> dict[str, Any]:

@@ -27,6 +27,8 @@ STEPS: Final[Mapping[int, tuple[int, int]]] = {
 FAILING: Final = 0.05
 DEGRADED: Final = 0.01
 _SLOWER: Final = 2.0
+_TELLING_S: Final = 30.0
+"""So much of the last step has to be over for its rate to mean something."""
 _OPERATIONS: Final = 200
 _RED: Final = ("count", "rate", "errors", "error_share", "p50_ms", "p95_ms", "p99_ms")
 _KINDS: Final = {1: "internal", 2: "server", 3: "client", 4: "producer", 5: "consumer"}
@@ -141,6 +143,12 @@ def _covered_s(block: Block, span: Range, now_s: float) -> float:
     return max(now_s - max(first, span.start_s), 5.0)
 
 
+def _unfinished(span: Range, now_s: float) -> float:
+    """By what to multiply sums of the last step, which has only begun; NaN while too little of it is over."""
+    over_s = now_s - (span.end_s - span.step_s)
+    return span.step_s / (over_s - 1.0) if over_s >= _TELLING_S else math.nan  # rows are about a second late
+
+
 def _steps_before(block: Block, span: Range) -> int:
     """Steps before the first one that has data."""
     return max((int(block.t.min()) - span.start_s) // span.step_s, 0) if len(block) else 0
@@ -171,6 +179,8 @@ def overview(reader: Reader, seconds: int, now_s: float) -> dict[str, Any]:
     failed = groups.over_time("errors", span) if len(groups) else rates
     before = _steps_before(block, span)
     rates[:, :before] = failed[:, :before] = np.nan  # onlooker was not there: that is no silence
+    rates[:, -1:] *= _unfinished(span, now_s)
+    failed[:, -1:] *= _unfinished(span, now_s)
     p95 = groups.quantile_over_time(span, (0.95,), _shown_sides(groups))[:, :, 0] if len(groups) else rates
     rows: dict[int, dict[str, Any]] = {}
     for i, (service_id, serves) in enumerate(groups.names):
@@ -217,7 +227,7 @@ def _health(side: Mapping[str, Any] | None) -> tuple[str, str, float]:
         return word, f"{share * 100:.1f} % of requests fail", 10.0 * (word == "failing") + 5.0 + share
     curve = [value for value in side["spark"]["p95_ms"] if value is not None]
     recent = curve[-max(len(curve) // 5, 1) :]
-    before = sorted(curve[: -len(recent)]) if len(curve) > 5 else []
+    before = sorted(curve[: -len(recent)]) if len(curve) > 10 else []
     if before and (usual := before[len(before) // 2]) > 1.0:
         now = sorted(recent)[len(recent) // 2]
         if now > _SLOWER * usual:
@@ -337,7 +347,7 @@ def service(reader: Reader, service_id: int, seconds: int, now_s: float) -> dict
     for side, wanted in (("server", True), ("client", False)):
         groups = _Groups(block, keys, lambda key, wanted=wanted: 0 if key.serves is wanted else None)  # type: ignore[misc]  # bound per turn
         if len(groups):
-            sides[side] = _charts(groups, block, keys, span, covered)
+            sides[side] = _charts(groups, block, keys, span, now_s)
     by_name = {one.full_name: one.id for one in services.values()}
     return {
         **_times(span, now_s),
@@ -361,7 +371,8 @@ def callers(graph: Mapping[str, Any], service_id: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _charts(groups: _Groups, block: Block, keys: Mapping[int, Key], span: Range, covered: float) -> dict[str, Any]:
+def _charts(groups: _Groups, block: Block, keys: Mapping[int, Key], span: Range, now_s: float) -> dict[str, Any]:
+    covered = _covered_s(block, span, now_s)
     count, errors = groups.total("count"), groups.total("errors")
     histogram = groups.histograms()
     quantiles = groups.quantile_over_time(span, (0.5, 0.95, 0.99))[0]
@@ -370,6 +381,8 @@ def _charts(groups: _Groups, block: Block, keys: Mapping[int, Key], span: Range,
     rates = by_status.over_time("count", span) / span.step_s
     failed = groups.over_time("errors", span)[0]
     rates[:, : _steps_before(block, span)] = failed[: _steps_before(block, span)] = np.nan
+    rates[:, -1:] *= _unfinished(span, now_s)
+    failed[-1:] *= _unfinished(span, now_s)
     at = by_step(block.t, span.start_s, span.step_s, span.steps)
     flat = np.where((groups.group >= 0) & (at >= 0), at, -1)
     heat = blocks.histograms(block, flat, span.steps)

@@ -59,12 +59,13 @@ export function AgentView(): JSX.Element {
             {data.rings.map((r) => <Gauge key={r.record_bytes} name={`ring of ${r.record_bytes}-byte records`} value={r.fill} text={share(r.fill)} />)}
             <Gauge name="series" value={data.series.alive / data.series.limit} text={`${count(data.series.alive)} of ${count(data.series.limit)}`} />
             <Gauge name="interned strings" value={data.strings.used / data.strings.limit} text={`${count(data.strings.used)} of ${count(data.strings.limit)}`} />
-            {data.store && <Gauge name="store" value={data.store.bytes / data.store.max_bytes} text={`${bytes(data.store.bytes)} of ${bytes(data.store.max_bytes)}`} />}
+            {data.store && <Gauge name="store" value={data.store.file_bytes / data.store.max_bytes} text={`${bytes(data.store.file_bytes)} of ${bytes(data.store.max_bytes)}`} />}
           </ul>
           <dl class="facts">
             <Fact name="drained every">{duration(data.drain.interval_s * 1000)}</Fact>
             <Fact name="CPU of capture">{data.drain.cpu_s} s</Fact>
             <Fact name="sampler"><T>{data.sampling.sampler}</T></Fact>
+            <Fact name="looked into TLS">{data.tls.refused ? <T>{data.tls.refused}</T> : `${count(data.tls.probed)} processes`}</Fact>
             <Fact name="spans kept">{count(data.sampling.kept)} of {count(data.sampling.seen)}</Fact>
           </dl>
         </Panel>
@@ -104,7 +105,7 @@ export function AgentView(): JSX.Element {
           )) : <Empty>Nothing is sent anywhere: no OTLP endpoint is set.</Empty>}
         </Panel>
       </div>
-      <Programs rows={data.programs} />
+      <Programs rows={data.programs} measuring={data.measuring} />
       <Processes />
       <Config />
     </>
@@ -121,16 +122,17 @@ function Gauge({ name, value, text }: { name: string; value: number; text: strin
   );
 }
 
-function Programs({ rows }: { rows: Agent["programs"] }): JSX.Element {
+function Programs({ rows, measuring }: { rows: Agent["programs"]; measuring: Agent["measuring"] }): JSX.Element {
   const columns: Column<Agent["programs"][number]>[] = [
     { key: "name", title: "Probe", value: (p) => p.name, class: "grow", cell: (p) => <code><T>{p.name}</T></code> },
     { key: "runs", title: "runs", end: true, value: (p) => p.runs, cell: (p) => (p.runs ? count(p.runs) : "–") },
-    { key: "ns", title: "each", end: true, value: (p) => p.ns_per_run ?? 0, cell: (p) => (p.ns_per_run ? `${p.ns_per_run.toFixed(0)} ns` : "not measured") },
+    { key: "ns", title: "each", end: true, value: (p) => p.ns_per_run ?? 0, cell: (p) => (p.ns_per_run ? duration(p.ns_per_run / 1e6) : "–") },
+    { key: "share", title: "of a core", end: true, value: (p) => p.time_ns, cell: (p) => (p.core_share ? share(p.core_share) : "–") },
     { key: "missed", title: "missed", end: true, value: (p) => p.missed, cell: (p) => count(p.missed) },
-    { key: "verified", title: "instructions verified", end: true, value: (p) => p.verified, cell: (p) => count(p.verified) },
+    { key: "verified", title: "instructions verified", end: true, class: "roomy", value: (p) => p.verified, cell: (p) => count(p.verified) },
   ];
   return (
-    <Panel title="Probes attached" aside="times need kernel.bpf_stats_enabled=1">
+    <Panel title="Probes attached" aside={measuring.on ? "the kernel measures them while somebody looks here" : `not measured: ${measuring.refused}`}>
       {rows.length ? <Table rows={rows} columns={columns} label="Probes" id={(p) => p.name} /> : <Empty>None.</Empty>}
     </Panel>
   );
@@ -147,6 +149,7 @@ function Processes(): JSX.Element {
     { key: "state", title: "Watched", value: (p) => (p.watched ? "yes" : "no"), cell: (p) => (p.watched ? <b class="good">yes</b> : <span class="dim">no</span>) },
     { key: "service", title: "Service", value: (p) => p.service, cell: (p) => <T>{p.service}</T> },
     { key: "exe", title: "Program", value: (p) => p.executable, class: "grow", cell: (p) => <T>{p.executable}</T> },
+    { key: "tls", title: "TLS", value: (p) => p.tls.join(" "), cell: (p) => p.tls.map((one) => <div key={one}><T>{one}</T></div>) },
     { key: "reason", title: "Why", value: (p) => p.reason, class: "grow", cell: (p) => <T>{p.reason}</T> },
   ];
   return (
@@ -169,7 +172,7 @@ function Config(): JSX.Element {
   const { data, error } = useData<{ values: ConfigValue[] }>("/api/v1/config");
   const [filter, set] = useState("");
   const [all, setAll] = useState(false);
-  const rows = (data?.values ?? []).filter((v) => (all || v.source !== "default") && v.key.includes(filter.toLowerCase()));
+  const rows = (data?.values ?? []).filter((v) => (all || !/^(default|derived)/.test(v.source)) && v.key.includes(filter.toLowerCase()));
   const columns: Column<ConfigValue>[] = [
     { key: "key", title: "Key", value: (v) => v.key, cell: (v) => <code>{v.key}</code> },
     { key: "value", title: "Value", value: (v) => JSON.stringify(v.value), class: "grow", cell: (v) => <code><T>{typeof v.value === "string" ? v.value : JSON.stringify(v.value)}</T></code> },

@@ -57,7 +57,8 @@ function Graph(props: { map: ServiceMap; chosen: string; choose: (id: string) =>
   const [view, setView] = useState({ x: 0, y: 0, k: 1 });
   const moved = useRef(false);
   const drag = useRef<{ x: number; y: number } | null>(null);
-  const height = Math.max(360, Math.min(720, typeof innerHeight === "number" ? innerHeight - 190 : 560));
+  const wanted = placed.height * Math.min(width / placed.width, 1.35) + 60;
+  const height = Math.max(360, Math.min(wanted, Math.max(innerHeight - 190, 360)));
 
   const fit = (): void => {
     if (!width) return;

@@ -5,7 +5,7 @@ import { useState } from "preact/hooks";
 import type { ServiceRow } from "../api";
 import { ago, count, duration, rate, share } from "../format";
 import { useLive, useTitle } from "../hooks";
-import { Empty, HealthMark, Panel, Spark, T } from "../parts";
+import { Empty, HealthMark, Language, Panel, Spark, T } from "../parts";
 import { to } from "../route";
 
 export function OverviewView(): JSX.Element {
@@ -86,7 +86,7 @@ export function OverviewView(): JSX.Element {
         {overview.unseen.length ? (
           <ul class="unseen">
             {overview.unseen.map((one) => (
-              <li key={one.what}>
+              <li key={`${one.what} ${one.why}`}>
                 <strong>
                   {one.count ? `${count(one.count)} × ` : ""}
                   <T>{one.what.replaceAll("_", " ")}</T>
@@ -99,8 +99,11 @@ export function OverviewView(): JSX.Element {
           </ul>
         ) : (
           <p class="fine">
-            <HealthMark health="ok" /> Nothing was lost since onlooker started: every request of the watched processes is in
-            these numbers. <a href={to("agent")}>Which processes are watched</a>
+            <HealthMark health="ok" />
+            <span>
+              Nothing was lost since onlooker started: every request of the watched processes is in these numbers.{" "}
+              <a href={to("agent")}>Which processes are watched</a>
+            </span>
           </p>
         )}
       </Panel>
@@ -117,7 +120,7 @@ function Service({ row, now }: { row: ServiceRow; now: number }): JSX.Element {
           <HealthMark health={row.health} /> <T>{row.name}</T>
         </a>
         <span class="sub">
-          <span class="badge">{row.language}</span>
+          <Language name={row.language} />
           {!row.server && row.client && <span class="badge">only calls</span>}
           <span>
             {row.processes} {row.processes === 1 ? "process" : "processes"}

@@ -7,7 +7,7 @@ import { Chart, type Line } from "../chart";
 import { ago, bytes, count, duration, rate, share } from "../format";
 import { Heatmap } from "../heatmap";
 import { useData, useLive, useTitle } from "../hooks";
-import { Bar, Empty, Fact, HealthMark, Panel, T, Table, Trouble, type Column } from "../parts";
+import { Bar, Empty, Fact, HealthMark, Language, Panel, T, Table, Trouble, type Column } from "../parts";
 import { go, to } from "../route";
 
 const STATUS_COLORS: Record<string, string> = {
@@ -32,7 +32,7 @@ export function ServiceView({ id }: { id: string }): JSX.Element {
       <div class="headline">
         <h1>
           {row && <HealthMark health={row.health} />} <T>{data.name}</T>
-          <span class="badge">{data.language}</span>
+          <Language name={data.language} />
         </h1>
         <p class="sub">
           {row?.why && <span class="why">{row.why} · </span>}
@@ -101,7 +101,7 @@ function Red({ service, charts, side }: { service: Service; charts: Charts; side
           <Chart label="Failed requests per second" {...common} lines={errors} format={rate} stack />
         </Panel>
         <Panel title="Duration" aside={<a href={to("traces", { service: service.id, kind: side, min: total.p95_ms ? `${Math.round(total.p95_ms * 1000)}us` : null })}>slower than p95</a>}>
-          <Chart label="Latency" {...common} lines={latency} format={duration} />
+          <Chart label="Latency" {...common} lines={latency} format={duration} log />
         </Panel>
         <Panel title="Latency heat map">
           <Heatmap
@@ -130,10 +130,10 @@ function Operations({ service, rows, side }: { service: Service; rows: Operation
     },
     { key: "rate", title: "req/s", end: true, value: (o) => o.rate, cell: (o) => rate(o.rate) },
     { key: "errors", title: "failed", end: true, value: (o) => o.error_share, cell: (o) => <span class={o.error_share > 0 ? "bad" : "dim"}>{share(o.error_share)}</span> },
-    { key: "p50", title: "p50", end: true, value: (o) => o.p50_ms ?? 0, cell: (o) => duration(o.p50_ms) },
+    { key: "p50", title: "p50", end: true, class: "roomy", value: (o) => o.p50_ms ?? 0, cell: (o) => duration(o.p50_ms) },
     { key: "p95", title: "p95", end: true, value: (o) => o.p95_ms ?? 0, cell: (o) => duration(o.p95_ms) },
-    { key: "p99", title: "p99", end: true, value: (o) => o.p99_ms ?? 0, cell: (o) => duration(o.p99_ms) },
-    { key: "share", title: "share of time", end: true, value: (o) => o.time_share, cell: (o) => <span class="with-bar"><Bar value={o.time_share} />{share(o.time_share)}</span> },
+    { key: "p99", title: "p99", end: true, class: "roomy", value: (o) => o.p99_ms ?? 0, cell: (o) => duration(o.p99_ms) },
+    { key: "share", title: "share of time", end: true, class: "roomy", value: (o) => o.time_share, cell: (o) => <span class="with-bar"><Bar value={o.time_share} />{share(o.time_share)}</span> },
   ];
   return (
     <Panel title={side === "server" ? "Routes and operations" : "Calls"} aside={`${rows.length}`}>
@@ -166,8 +166,8 @@ function Processes({ service }: { service: Service }): JSX.Element {
     { key: "exe", title: "Program", value: (p) => p.executable, class: "grow", cell: (p) => <span title={p.command}><T limit={120}>{p.executable}</T></span> },
     { key: "cpu", title: "CPU", end: true, value: (p) => p.cpu_share ?? -1, cell: (p) => share(p.cpu_share) },
     { key: "rss", title: "memory", end: true, value: (p) => p.rss_bytes ?? 0, cell: (p) => bytes(p.rss_bytes) },
-    { key: "threads", title: "threads", end: true, value: (p) => p.threads ?? 0, cell: (p) => p.threads ?? "–" },
-    { key: "since", title: "running", end: true, value: (p) => -p.since_s, cell: (p) => ago(service.now_s - p.since_s) },
+    { key: "threads", title: "threads", end: true, class: "roomy", value: (p) => p.threads ?? 0, cell: (p) => p.threads ?? "–" },
+    { key: "since", title: "running", end: true, class: "roomy", value: (p) => -p.since_s, cell: (p) => ago(service.now_s - p.since_s) },
   ];
   return (
     <Panel title="Processes" aside={<dl class="inline"><Fact name="running">{running.length}</Fact><Fact name="ended or restarted">{ended}</Fact></dl>}>

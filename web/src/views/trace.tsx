@@ -74,9 +74,10 @@ function similar(span: Span): string {
 function Legend(): JSX.Element {
   return (
     <span class="legend phases">
-      <span><i class="phase request" /> request comes in</span>
-      <span><i class="phase work" /> being worked on</span>
-      <span><i class="phase response" /> answer goes out</span>
+      <span><i class="queued" /> waits to be read</span>
+      <span><i class="phase request" /> request moves</span>
+      <span><i class="phase work" /> is worked on</span>
+      <span><i class="phase response" /> answer moves</span>
     </span>
   );
 }
@@ -122,6 +123,9 @@ function Waterfall({ trace, chosen, choose }: { trace: Trace; chosen: string; ch
           </span>
           <span class="lane">
             {ticks.slice(1, -1).map((t) => <i key={t} class="tick" style={{ left: `${t * 100}%` }} />)}
+            {span.queue_ms !== null && span.queue_ms > 0 && (
+              <i class={`queued ${hue(span.service_name)}`} style={{ left: `${at(span.offset_ms - span.queue_ms)}%`, width: `${at(span.queue_ms)}%` }} />
+            )}
             <Phases span={span} at={at} />
             <i class="took" style={{ left: `${at(span.offset_ms + span.duration_ms)}%` }}>
               {duration(span.duration_ms)}
@@ -151,6 +155,7 @@ function Phases({ span, at }: { span: Span; at: (ms: number) => number }): JSX.E
 }
 
 function Details({ span, choose }: { span: Span; choose: (id: string) => void }): JSX.Element {
+  const asks = span.kind === "client" || span.kind === "producer";
   const where = (end: { address: string; port: number }): string =>
     end.port ? `${end.address.includes(":") ? `[${end.address}]` : end.address}:${end.port}` : "UNIX socket";
   return (
@@ -161,9 +166,10 @@ function Details({ span, choose }: { span: Span; choose: (id: string) => void })
     >
       <dl class="facts wide">
         <Fact name="duration">{duration(span.duration_ms)}</Fact>
-        <Fact name="request came in">{duration(span.request_ms)}</Fact>
-        <Fact name="worked on">{duration(span.processing_ms)}</Fact>
-        <Fact name="answer went out">{span.response_start_ms === null ? "–" : duration(span.duration_ms - span.response_start_ms)}</Fact>
+        {span.queue_ms !== null && <Fact name="waited to be read">{duration(span.queue_ms)}</Fact>}
+        <Fact name={asks ? "request went out" : "request came in"}>{duration(span.request_ms)}</Fact>
+        <Fact name={asks ? "waited for the answer" : "worked on"}>{duration(span.processing_ms)}</Fact>
+        <Fact name={asks ? "answer came in" : "answer went out"}>{span.response_start_ms === null ? "–" : duration(span.duration_ms - span.response_start_ms)}</Fact>
         <Fact name="status"><span class={span.error ? "bad" : ""}>{span.code || (span.error ? "error" : "ok")}</span></Fact>
         <Fact name="side">{span.kind}</Fact>
         <Fact name="protocol">{span.protocol}</Fact>
