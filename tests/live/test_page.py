@@ -23,12 +23,14 @@ from typing import Any
 import pytest
 
 from onlooker.web.assets import STATIC
+from support import screens
 from support.browser import AXE, chromium, visit
 from support.page_server import HOSTILE_NAME, CannedFacts, Traffic, serve
 
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "build" / "screenshots"
-LOOKS = {"light": {}, "dark": {"dark": True}, "phone": {"width": 390, "height": 844}}
+HOSTILE_BYTES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
+"""What must not reach a terminal or a log: control characters, marks of direction, invisible ones."""
 
 pytestmark = pytest.mark.skipif(
     not (STATIC / "index.html").exists(), reason="the page is not built: make web (npm ci && npm run build in web/)"
@@ -90,10 +92,10 @@ def views_of(url: str) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize("view", ["overview", "map", "service", "traces", "trace", "agent"])
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("look", screens.LOOKS)
 def test_every_view(browser: Any, url: str, view: str, look: str) -> None:
     fragment, there = views_of(url)[view]
-    with visit(browser, url, **LOOKS[look]) as window:
+    with visit(browser, url, **screens.LOOKS[look]) as window:
         window.open(fragment, there)
         SHOTS.mkdir(parents=True, exist_ok=True)
         window.page.screenshot(path=str(SHOTS / f"{view}-{look}.png"))
@@ -300,3 +302,163 @@ def test_a_real_agent_shows_real_requests(browser: Any, tmp_path: Path) -> None:
         for process in reversed(processes):
             process.send_signal(signal.SIGINT if process is agent else signal.SIGKILL)
             process.wait(60)
+
+
+DEMO = {"visitors", "nginx", "shop", "catalog", "pricing", "postgres", "redis-server"}
+DEMO_EDGES = {
+    ("visitors", "nginx"), ("nginx", "shop"), ("shop", "catalog"), ("shop", "pricing"), ("shop", "postgres"),
+    ("shop", "redis-server"),
+}  # fmt: skip
+
+
+def _names_of_edges(url: str) -> set[tuple[str, str]]:
+    found = get(url, "/api/v1/map?range=300")
+    names = {node["id"]: node["name"] for node in found["nodes"]}
+    return {(names[edge["from"]], names[edge["to"]]) for edge in found["edges"]}
+
+
+def _services_of_traces(url: str) -> set[str]:
+    """Of the trace that joins the most."""
+    found = get(url, "/api/v1/traces?entry=1&limit=200")["traces"].values()
+    rooted = [one["services"] for one in found if one["root"]["service"] == "visitors"]
+    return set(max(rooted, key=len, default=[]))
+
+
+@pytest.mark.live
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(os.geteuid() != 0, reason="loading BPF programs needs root")
+@pytest.mark.skipif(not (ROOT / "build/demo/pricing").exists(), reason="the demo is not built: make demo-setup")
+def test_the_demo_is_understood_within_a_minute(browser: Any, tmp_path: Path) -> None:
+    """What `make run` does: services, a map without a wrong edge, joined traces, and pictures of every view."""
+    port = _free_port()
+    config = tmp_path / "c.yaml"
+    config.write_text(f"web: {{port: {port}}}\nstore: {{path: {tmp_path / 's'}}}\n")
+    began = time.monotonic()
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "onlooker", "run", "--config", str(config), "--",
+         sys.executable, str(ROOT / "demo/supervisor.py"), "--port", str(_free_port())],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        edges: set[tuple[str, str]] = set()
+        joined: set[str] = set()
+        while edges < DEMO_EDGES or not joined >= {"visitors", "nginx", "shop", "pricing"}:
+            assert agent.poll() is None
+            assert time.monotonic() - began < 60, (edges, joined)
+            time.sleep(0.5)
+            try:
+                edges, joined = _names_of_edges(url), _services_of_traces(url)
+            except OSError:
+                continue
+        understood_s = time.monotonic() - began
+        assert {row["name"] for row in get(url, "/api/v1/overview")["services"]} - {"supervisor"} == DEMO
+        time.sleep(20)  # for pictures with something on them
+        assert _names_of_edges(url) == DEMO_EDGES
+        kinds = {node["name"]: node["type"] for node in get(url, "/api/v1/map?range=300")["nodes"]}
+        assert {name for name, kind in kinds.items() if kind == "database"} == {"postgres", "redis-server"}
+        agent_view = get(url, "/api/v1/agent")
+        assert agent_view["lost"] == 0, agent_view["losses"]
+        assert screens.take(browser, url, SHOTS / "demo") == []
+        print(f"understood after {understood_s:.1f} s")
+    finally:
+        agent.send_signal(signal.SIGINT)
+        agent.wait(60)
+
+
+HOSTILE_REQUESTS = (
+    b"GET /<script>alert(1)</script>/\x1b]0;owned\x07\x1b[2J HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /caf\xe9/\xff\xfe\xc0\x80?x=<img/src=x/onerror=alert(2)> HTTP/1.1\r\nHost: \x1b[31mb\r\n\r\n",
+    "GET /\u202egpj.exe/\u2066\u200b HTTP/1.1\r\nHost: <b>c</b>\r\n\r\n".encode(),
+    b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: d\r\n\r\n",
+    b"<SVG/ONLOAD=alert(3)> / HTTP/1.1\r\nHost: e\r\ntraceparent: 00-<script>-\x1b[1m-01\r\n\r\n",
+)
+
+ANY_SERVER = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    peer, _ = listener.accept()
+    with peer:
+        data = b""
+        while b"\\r\\n\\r\\n" not in data:
+            more = peer.recv(1 << 20)
+            if not more:
+                break
+            data += more
+        peer.sendall(b"HTTP/1.1 500 \\x1b[31m<i>no</i>\\r\\nContent-Length: 2\\r\\n\\r\\nok")
+"""
+
+
+@pytest.mark.live
+@pytest.mark.skipif(os.geteuid() != 0, reason="loading BPF programs needs root")
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_hostile_requests_through_a_real_agent(browser: Any, tmp_path: Path, form: str) -> None:
+    """From the wire to the page, the terminal, JSON and the log: nothing of it runs, steers or breaks a line."""
+    port, web = _free_port(), _free_port()
+    name = "sh<b>op</b>\u202e\x1b]0;owned\x07"
+    server = subprocess.Popen(
+        [sys.executable, "-c", ANY_SERVER, str(port)], env={**os.environ, "OTEL_SERVICE_NAME": name}
+    )
+    config = tmp_path / "c.yaml"
+    config.write_text(f"open_port: {port}\nweb: {{port: {web}}}\nstore: {{path: {tmp_path / 's'}}}\n"
+                      f"trace_printer: {form}\nlog_format: {form}\nlog_level: DEBUG\n")  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    url = f"http://127.0.0.1:{web}"
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "log").open("wb") as log:
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "onlooker", "run", "--config", str(config)], env=environment, stdout=out, stderr=log
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                assert agent.poll() is None
+                assert time.monotonic() < deadline
+                try:
+                    if get(url, "/api/v1/agent")["processes"]:
+                        break
+                except OSError:
+                    time.sleep(0.2)
+            for request in HOSTILE_REQUESTS:
+                with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+                    peer.sendall(request)
+                    while peer.recv(4096):
+                        pass
+            spans: list[dict[str, Any]] = []
+            while len(spans) < 3 and time.monotonic() < deadline:
+                time.sleep(0.5)
+                spans = get(url, "/api/v1/traces?limit=50")["spans"]
+            assert len(spans) >= 3
+            for path in ("overview", "map", "services", "traces", f"traces/{spans[0]['trace_id']}", "processes"):
+                with urllib.request.urlopen(f"{url}/api/v1/{path}", timeout=10) as response:
+                    body = response.read()
+                assert body.isascii()
+                assert not re.search(rb"[\x00-\x1f\x7f]", body)
+            for words in (["traces"], ["traces", "--json"], ["top"]):
+                done = subprocess.run(
+                    [sys.executable, "-m", "onlooker", *words, "--url", url], env=environment, capture_output=True,
+                    check=True, timeout=60,
+                )  # fmt: skip
+                assert not HOSTILE_BYTES.search(done.stdout.decode())
+            with visit(browser, url) as window:
+                for fragment, there in (
+                    ("", "li.service"), ("#/map", "g.node"), ("#/traces", ".spans li"),
+                    *((f"#/trace/{span['trace_id']}", ".attributes td") for span in spans),
+                ):  # fmt: skip
+                    window.open(fragment, there)
+                    shown = window.page.inner_text("body")
+                    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", shown)
+                    assert window.page.query_selector("main script, main svg[onload], main i:has-text('no')") is None
+                window.check()
+        finally:
+            agent.send_signal(signal.SIGINT)
+            agent.wait(60)
+            server.kill()
+            server.wait()
+    printed, logged = (tmp_path / "out").read_bytes().decode(), (tmp_path / "log").read_bytes().decode()
+    assert len(printed.splitlines()) >= 3
+    for text in (printed, logged):
+        assert not HOSTILE_BYTES.search(text)
+    if form == "json":
+        for line in (*printed.splitlines(), *logged.splitlines()):
+            json.loads(line)

@@ -35,6 +35,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 pytestmark = [
     pytest.mark.live,
+    pytest.mark.timeout(SECONDS + 300),
     pytest.mark.skipif(os.geteuid() != 0, reason="loading BPF programs needs root"),
     pytest.mark.skipif(shutil.which("nginx", path="/usr/sbin:/usr/bin") is None, reason="nginx is the server"),
 ]
@@ -122,6 +123,7 @@ def test_five_thousand_requests_a_second_with_the_page_open(tmp_path: Path) -> N
     store = tmp_path / "store.sqlite"
     config.write_text(f"open_port: {port}\nweb: {{port: {web}}}\nstore: {{path: {store}, max_bytes: {STORE_BYTES}}}\n")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
+    environment.pop("ONLOOKER_TEST_SOAK_SECONDS", None)  # it is no key of onlooker's
     with ended(server, signal.SIGTERM):
         agent = subprocess.Popen(
             [sys.executable, "-m", "onlooker", "run", "--config", str(config)], env=environment, text=True,

@@ -138,6 +138,52 @@ def test_color_only_for_those_who_want_it(terminal: type[Terminal], url: str) ->
         made.close()
 
 
+@pytest.mark.parametrize("width", [80, 160])
+def test_doctor(terminal: type[Terminal], tmp_path: Path, width: int) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"store: {{path: {tmp_path / 's'}}}\nweb: {{port: 0}}\nprometheus_export: {{port: 0}}\n")
+    # one page more than a terminal has: the end is what stays on the screen
+    made = terminal(f"doctor --config {config} --pid {os.getppid()}; echo code $?", width, 200)
+    text = made.wait(r"code \d")
+    assert CONTROL.search(text) is None
+    assert all(len(line) <= width for line in text.splitlines())
+    for word in ("BTF", "CAP_BPF", "sockets in a", "clock", "would be"):
+        assert word in text
+    assert re.search(r"configuration (can|cannot) work", text)
+    assert ("code 0" in text) == ("configuration can work" in " ".join(text.split()))
+    assert "\x1b[3" in made.screen("-e")
+
+
+def test_doctor_without_color(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"store: {{path: {tmp_path / 's'}}}\nweb: {{port: 0}}\nprometheus_export: {{port: 0}}\n")
+    made = Terminal(f"NO_COLOR=1 {sys.executable} -m onlooker doctor --config {config}", 120, 200)
+    try:
+        made.wait("ended")
+        assert not re.search(r"\x1b\[3[1-7]m", made.screen("-e"))
+    finally:
+        made.close()
+    done = onlooker("doctor", "--config", str(config))
+    assert CONTROL.search(done.stdout) is None
+    assert re.fullmatch(r"((ok|degraded|failed|info) +.+: .+: .+\n)+This configuration .+\n", done.stdout)
+    found = json.loads(onlooker("doctor", "--config", str(config), "--json").stdout)
+    assert found["can_work"] is (done.returncode == 0)
+
+
+def test_top_in_black_and_white(url: str) -> None:
+    pytest.importorskip("textual")
+    made = Terminal(f"NO_COLOR=1 {sys.executable} -m onlooker top --url {url}", 80, 24)
+    try:
+        made.wait(r"▲\s+shop\s+python")
+        # textual draws in greys then: nothing may have a hue
+        for red, green, blue in re.findall(r"\x1b\[(?:\d+;)*[34]8;2;(\d+);(\d+);(\d+)", made.screen("-e")):
+            assert red == green == blue
+        made.keys("q")
+        made.wait("ended")
+    finally:
+        made.close()
+
+
 def test_piped(url: str) -> None:
     done = onlooker("top", "--url", url)
     assert (done.returncode, done.stderr) == (0, "")

@@ -41,6 +41,16 @@ function decades(min: number | null, max: number | null): [number, number] {
   return [round(min, false), round(max, true)];
 }
 
+/** Where a logarithmic axis has its lines: at 1, 2 and 5 of each decade, at the decades alone where there are many. */
+function marks(min: number, max: number): number[] {
+  const out: number[] = [];
+  const first = Math.floor(Math.log10(min));
+  const last = Math.ceil(Math.log10(max));
+  for (let p = first; p <= last; p++)
+    for (const n of last - first > 3 ? [1] : last - first > 1 ? [1, 3] : [1, 2, 5]) if (n * 10 ** p >= min * 0.999 && n * 10 ** p <= max * 1.001) out.push(n * 10 ** p);
+  return out;
+}
+
 /** While nothing is pointed at, the legend tells the last whole step. */
 function rest(plot: uPlot): void {
   // uPlot draws, and empties its legend, after the current task
@@ -100,7 +110,7 @@ export function Chart(props: {
         },
         axes: [
           { ...axis, grid: { show: false }, space: 64, size: 26, values: (_u, ticks) => ticks.map((t) => clock(t * 1000).slice(0, 5)) },
-          { ...axis, size: 62, space: 36, values: (_u, ticks) => ticks.map((t) => (t === null ? "" : t === 0 ? "0" : format(t))) },
+          { ...axis, size: 62, space: 36, ...(log ? { splits: (_u: uPlot, _i: number, min: number, max: number) => marks(min, max) } : {}), values: (_u, ticks) => ticks.map((t) => (t === null ? "" : t === 0 ? "0" : format(t))) },
         ],
         series: [
           { label: "time", value: (_u, t) => (t ? clock(t * 1000) : "–") },

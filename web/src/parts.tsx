@@ -88,9 +88,13 @@ export function Spark({ values, kind, label }: { values: Curve; kind: string; la
   );
 }
 
+const LANGUAGES: Record<string, string> = {
+  cpp: "C or C++", dotnet: ".NET", go: "Go", java: "Java", nodejs: "Node.js", php: "PHP", python: "Python", ruby: "Ruby", rust: "Rust",
+};
+
 /** The language of a service, where it is known to be one. */
 export function Language({ name }: { name: string }): JSX.Element | null {
-  return name && name !== "generic" ? <span class="badge">{name}</span> : null;
+  return name && name !== "generic" ? <span class="badge">{LANGUAGES[name] ?? name}</span> : null;
 }
 
 export function Panel(props: {

@@ -23,7 +23,11 @@ _TARGETS = (semconv.URL_PATH, semconv.URL_FULL, semconv.DB_QUERY_SUMMARY, semcon
 _STATUSES = (semconv.HTTP_RESPONSE_STATUS_CODE, semconv.RPC_RESPONSE_STATUS_CODE, semconv.DB_RESPONSE_STATUS_CODE)
 _METHODS = (semconv.HTTP_REQUEST_METHOD, semconv.DB_OPERATION_NAME, semconv.RPC_SYSTEM_NAME)
 _ESCAPES = {c: f"\\x{c:02x}" for c in (*range(0x20), *range(0x7F, 0xA0))} | {0x5C: "\\\\"}
-_ESCAPES |= {c: f"\\u{c:04x}" for c in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_INVISIBLE = (
+    0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0xFEFF,
+    *range(0xFFF9, 0xFFFC),
+)  # fmt: skip
+_ESCAPES |= {c: f"\\u{c:04x}" for c in _INVISIBLE}
 
 
 class PrintFormat(Enum):
@@ -36,7 +40,7 @@ class PrintFormat(Enum):
 
 
 def escape(text: str) -> str:
-    """Text without control characters, separators of lines and marks of direction; backslashes are doubled."""
+    """Text without control and invisible characters, ends of lines and marks of direction; backslashes are doubled."""
     return text.translate(_ESCAPES)
 
 

@@ -360,10 +360,19 @@ class Reader:
 
 
 _PARENT_HEADER: Final = 1
+_DATABASES: Final = range(3, 9)
+"""Of enum protocol: PostgreSQL to MongoDB."""
+
+
+def _begins_trace(span: Span) -> bool:
+    if span.parent_span_id:
+        return span.blob.parent_source == _PARENT_HEADER
+    # what a database was asked by a service of this host began there, joined or not
+    return span.protocol not in _DATABASES or semconv.SERVICE_PEER_NAME not in span.attributes
 
 
 def _matches(span: Span, want: SpanFilter) -> bool:
-    if want.entry and span.parent_span_id and span.blob.parent_source != _PARENT_HEADER:
+    if want.entry and not _begins_trace(span):
         return False
     for key, value in want.attributes:
         found = span.attributes.get(key)
