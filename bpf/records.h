@@ -111,6 +111,7 @@ enum request_flags {
 	REQUEST_STREAM = 1 << 8,	/* content type text/event-stream: the duration is the stream's life */
 	BYTES_UNSEEN = 1 << 9,		/* part of a body moved past the hooks (splice, sockmap) */
 	REQUESTS_OVER = 1 << 10,	/* with RESPONSE_HALF: so end all requests up to this sequence */
+	REQUEST_TO_HTTP2 = 1 << 11,	/* with REQUEST_UPGRADED: the response is on stream 1 of the HTTP/2 that follows */
 };
 VALUES(request_flags);
 

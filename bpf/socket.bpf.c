@@ -159,9 +159,12 @@ __noinline int tls_take(struct connection *c, struct work *w, __u32 direction)
 	s->last_mono_ns = w->now_mono_ns;
 	if (c->protocol == PROTOCOL_UNKNOWN && !classify(c, NULL, w, direction, w->now_mono_ns))
 		return 0;
-	if (c->protocol == PROTOCOL_HTTP1)
+	if (c->protocol == PROTOCOL_HTTP1) {
 		follow(c, NULL, w, direction);
-	else if (c->protocol == PROTOCOL_HTTP2)
+		if (c->protocol != PROTOCOL_HTTP2)
+			return 0;
+	}
+	if (c->protocol == PROTOCOL_HTTP2)
 		follow_http2(c, w, direction);
 	else if (c->protocol != PROTOCOL_OTHER)
 		emit_segment(c, w, direction);

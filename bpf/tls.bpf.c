@@ -125,6 +125,8 @@ static __always_inline void passed(const struct tls_key *key, __u32 direction, c
 		w->source.iov[0].base = p->buffer;
 		w->source.iov[0].length = w->source.length;
 		w->source.iov_count = p->buffer ? 1 : 0;
+		w->source.iov_total = 1;
+		w->source.iov_start = 0;
 	}
 	tls_take(&session->c, w, direction);
 	*(volatile __u32 *)&w->busy = 0;

@@ -47,6 +47,8 @@ need libssl-dev /usr/include/openssl/ssl.h
 need pkg-config pkg-config
 need libgnutls28-dev /usr/include/gnutls/gnutls.h
 need curl curl
+need maven mvn
+need nghttp2-client h2load
 need python3 python3
 need nginx-light nginx /usr/sbin/nginx
 need apache2-bin /usr/sbin/apache2
@@ -170,3 +172,36 @@ case " $* " in
 	fi
 	;;
 esac
+
+# ---- gRPC -----------------------------------------------------------------------------------------------------------
+
+grpc_go_programs() {
+	# From a copy: the sums that go writes belong to this machine.
+	mkdir -p "$out/grpc-go"
+	cp "$sources"/grpc_go/* "$out/grpc-go/"
+	cd "$out/grpc-go"
+	GOFLAGS=-mod=mod CGO_ENABLED=0 GOTOOLCHAIN=local go build -o "$out/bin/go-grpc" .
+}
+if [ "$(printf '%s\n' go1.24 "$(go env GOVERSION)" | sort -V | head -1)" = go1.24 ]; then
+	step grpc-go "$sources"/grpc_go/* -- grpc_go_programs
+else
+	say "grpc-go: not built, it needs Go 1.24 and this is $(go env GOVERSION)"
+fi
+
+grpc_java_programs() {
+	mkdir -p "$out/grpc-java/classes"
+	cp "$sources"/grpc_java/* "$out/grpc-java/"
+	cd "$out/grpc-java"
+	mvn -q -B dependency:copy-dependencies -DoutputDirectory="$out/grpc-java/lib"
+	javac -nowarn -d classes -cp 'lib/*' GrpcZoo.java
+}
+step grpc-java "$sources"/grpc_java/* -- grpc_java_programs
+
+grpc_rust_programs() {
+	mkdir -p "$out/grpc-rust"
+	cp -r "$sources/grpc_rust/." "$out/grpc-rust/"
+	cd "$out/grpc-rust"
+	CARGO_TARGET_DIR=$out/grpc-rust/target CARGO_INCREMENTAL=0 cargo build --release --quiet
+	cp target/release/grpc "$out/bin/rust-grpc"
+}
+step grpc-rust "$sources"/grpc_rust/Cargo.toml "$sources"/grpc_rust/src/*.rs -- grpc_rust_programs

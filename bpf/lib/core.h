@@ -70,6 +70,16 @@ static __always_inline bool classify(struct connection *c, struct sock *sk, stru
 	return true;
 }
 
+/* A response has ended HTTP/1 on this connection.  Where HTTP/2 follows, the server's frames begin right behind it. */
+static __always_inline void upgrade(struct connection *c)
+{
+	if (c->protocol != PROTOCOL_HTTP2)
+		return;
+	http2_start(&c->streams[c->request_direction & 1].walker, 1);
+	http2_start(&c->streams[(!c->request_direction) & 1].walker, 0);
+	c->segments = 1; /* what was asked for went up as the record of an exchange: it comes before all segments */
+}
+
 /* Follow the transfer's bytes through the messages they belong to. */
 static __always_inline void follow(struct connection *c, struct sock *sk, struct work *w, __u32 direction)
 {
@@ -86,6 +96,10 @@ static __always_inline void follow(struct connection *c, struct sock *sk, struct
 			request_context(c, w, direction);
 		if (w->emit)
 			emit(c, w);
+		if (c->protocol != PROTOCOL_HTTP1) {
+			upgrade(c);
+			return;
+		}
 		if (!again)
 			return;
 	}
@@ -294,9 +308,12 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 		if (c->protocol == PROTOCOL_HTTP1)
 			locate_first(c, sk);
 	}
-	if (c->protocol == PROTOCOL_HTTP1)
+	if (c->protocol == PROTOCOL_HTTP1) {
 		follow(c, sk, w, direction);
-	else if (c->protocol == PROTOCOL_HTTP2)
+		if (c->protocol != PROTOCOL_HTTP2)
+			return 0;
+	}
+	if (c->protocol == PROTOCOL_HTTP2)
 		follow_http2(c, w, direction);
 	else if (c->protocol != PROTOCOL_OTHER)
 		emit_segment(c, w, direction);

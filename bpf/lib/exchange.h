@@ -484,6 +484,24 @@ SUBPROGRAM_1(request_context, direction)
 	return 0;
 }
 
+/* Whether the response's head in the window says "Upgrade: h2c".  No other value of a 101 has such a word. */
+__noinline int upgrades_to_http2(__u32 index)
+{
+	struct work *w = work_of(index);
+	__u32 length;
+
+	if (!w)
+		return 0;
+	length = w->window.length;
+	for (__u32 i = 0; i < UPGRADE_SCAN && i + 5 <= length; i++) {
+		const __u8 *at = w->window.bytes + (i & WINDOW_MASK);
+
+		if ((at[0] == ' ' || at[0] == ':') && at[1] == 'h' && at[2] == '2' && at[3] == 'c' && at[4] == '\r')
+			return 1;
+	}
+	return 0;
+}
+
 /* A response's head is complete. */
 static __always_inline void response_head(struct connection *c, struct stream *s, struct work *w, __u64 now)
 {
@@ -512,8 +530,10 @@ static __always_inline void response_head(struct connection *c, struct stream *s
 		return;
 	}
 	if (status == 101 || (c->connect_requests & bit && status < 300)) {
-		response_over(w, now, REQUEST_UPGRADED);
-		c->protocol = PROTOCOL_OTHER;
+		bool http2 = status == 101 && upgrades_to_http2(w->index);
+
+		response_over(w, now, http2 ? REQUEST_UPGRADED | REQUEST_TO_HTTP2 : REQUEST_UPGRADED);
+		c->protocol = http2 ? PROTOCOL_HTTP2 : PROTOCOL_OTHER;
 		s->phase = PHASE_LOST;
 		return;
 	}

@@ -41,7 +41,8 @@ static __always_inline struct segment_scratch *scratch_of(const struct work *w)
 
 /*
  * Copy bytes of a scattered transfer, from its byte `skip` on, behind the first `at` bytes of the
- * scratch until it holds `end` (at most SEGMENT_LARGE); gives how many it holds.
+ * scratch until it holds `end` (at most SEGMENT_LARGE); gives how many it holds, which is less where
+ * the buffers are many.  The source's offset is `skip` afterwards.
  */
 __noinline int gather(__u32 index, __u32 skip, __u32 at, __u32 end)
 {
@@ -50,8 +51,10 @@ __noinline int gather(__u32 index, __u32 skip, __u32 at, __u32 end)
 
 	if (!w || !scratch)
 		return 0;
+	w->source.offset = skip;
+	source_seek(&w->source);
 	scratch->copied = at;
-	scratch->skip = skip;
+	scratch->skip = skip - w->source.iov_start;
 	for (__u32 i = 0; i < MAX_IOVECS; i++) {
 		/* kept in memory, so that the verifier sees every turn alike */
 		__u32 copied = *(volatile __u32 *)&scratch->copied;
@@ -258,10 +261,14 @@ SUBPROGRAM_1(http2_advance, direction)
 		return 0;
 	want = http2_wants(walker, left);
 	if (want) {
-		if (read_window(w->index, 0, want) != (int)want)
+		__u32 got = read_window(w->index, 0, want);
+
+		if (!got || got > want)
 			return 0;
-		asm volatile("" : "+r"(want));
-		bpf_probe_read_kernel(http2_into(walker), ((want - 1) & 15) + 1, w->window.bytes);
+		if (got < want)
+			left = got; /* of many buffers those at hand end inside a frame header */
+		asm volatile("" : "+r"(got));
+		bpf_probe_read_kernel(http2_into(walker), ((got - 1) & 15) + 1, w->window.bytes);
 	}
 	http2_step(walker, left, &scratch->step);
 	scratch->to_copy = scratch->step.copy_length;
@@ -285,7 +292,7 @@ SUBPROGRAM_1(http2_run, direction)
 	return 1;
 }
 
-/* Walk the frames of a transfer; hand up what matters of them. */
+/* Walk the frames of a transfer, from the source's offset on; hand up what matters of them. */
 static __always_inline void follow_http2(struct connection *c, struct work *w, __u32 direction)
 {
 	struct segment_scratch *scratch = scratch_of(w);
@@ -294,10 +301,10 @@ static __always_inline void follow_http2(struct connection *c, struct work *w, _
 	if (!scratch)
 		return;
 	scratch->copied = 0;
-	scratch->range_start = 0;
+	scratch->range_start = w->source.offset;
 	scratch->to_copy = 0;
 	scratch->to_skip = 0;
-	http2_begin(walker, w->source.length);
+	http2_begin(walker, w->source.length - w->source.offset);
 	for (int i = 0; i < FRAME_STEPS; i++)
 		if (!http2_run(c, w, direction))
 			break;

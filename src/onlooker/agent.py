@@ -137,6 +137,9 @@ class Pipeline:
             records.http, records.http_long, records.http_text, offset_ns=offset_ns, now_mono_ns=now_mono_ns
         )
         batches = [] if batch is None else [batch]
+        if self.http1.upgrades:
+            self.segments.upgraded(self.http1.upgrades)
+            self.http1.upgrades = {}
         segments = self.segments.requests(records.segments, offset_ns=offset_ns, now_mono_ns=now_mono_ns)
         # who answers comes first: `peers` learns from it whom the others ask
         batches += sorted(segments, key=lambda batch: int(batch.kind[0]) != SpanKind.SERVER)

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from onlooker.protocols import Operation, Segment
+from onlooker.protocols import Operation, Segment, Upgrade
 from onlooker.protocols import _http2_frames as frames
-from onlooker.protocols.http2 import Http2, Upgrade
+from onlooker.protocols.http2 import Http2
 from support.byte_recording import Capture
 
 Chunks = list[tuple[bool, int, bytes]]
@@ -123,8 +123,13 @@ class Replay:
         return self.operations
 
 
-def replay(chunks: Chunks, *, server: bool = True, condensed: bool = False, **options: Any) -> list[Operation]:
-    return Replay(Http2(from_start=True, condensed=condensed, **options), server, condensed).run(chunks)
+def replay(
+    chunks: Chunks, *, server: bool = True, condensed: bool = False, upgrade: Upgrade | None = None, **options: Any
+) -> list[Operation]:
+    parser = Http2(from_start=upgrade is None, condensed=condensed, **options)
+    if upgrade is not None:
+        parser.upgrade(upgrade)
+    return Replay(parser, server, condensed).run(chunks)
 
 
 def plain(operation: Operation, *, times: bool = True) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onlooker import semconv
 from onlooker.batches import I4, I8, U1, RequestBatch, SpanKind, StatusCode, Text, Values
 from onlooker.columns import HashCache, TextHasher
+from onlooker.protocols import Upgrade
 
 # numbers of bpf/records.h; capture/_records.py has them, but stages do not import each other
 _REQUEST_HALF: Final = 1
@@ -25,6 +26,7 @@ _TEXT_TRUNCATED: Final = 16
 _RESPONSE_LINGERS: Final = 64
 _REQUEST_STREAM: Final = 256
 _REQUESTS_OVER: Final = 1024
+_REQUEST_TO_HTTP2: Final = 2048
 _PROTOCOL_HTTP1: Final = 1
 
 METHODS: Final = (
@@ -67,10 +69,12 @@ class Http1:
 
     Attributes:
         dropped: Halves given up, by reason.
+        upgrades: Requests whose response comes by HTTP/2, by connection; for `Segments.upgraded` to take.
     """
 
     def __init__(self, values: Values, *, rng: np.random.Generator) -> None:
         self.dropped = {"half_without_request": 0, "half_without_response": 0}
+        self.upgrades: dict[int, Upgrade] = {}
         self._values = values
         self._hash = TextHasher(rng)
         self._hosts = HashCache(8192)
@@ -119,6 +123,12 @@ class Http1:
                 if len(self._texts) > _TEXTS_MAX:
                     self._texts.popitem(last=False)
         parts = [part for part in (http, http_long) if part is not None]
+        for i, part in enumerate(parts):
+            upgraded = (part["flags"] & _REQUEST_TO_HTTP2) != 0
+            if upgraded.any():
+                for row in part[upgraded]:
+                    self.upgrades[int(row["connection_id"])] = self._upgrade(row)
+                parts[i] = part[~upgraded]
         special = [((part["flags"] & (_REQUEST_HALF | _RESPONSE_HALF | _RESPONSE_LINGERS)) != 0) for part in parts]
         if any(mask.any() for mask in special) or self._lingering:
             joined = self._join(parts, special, now_mono_ns)
@@ -176,6 +186,26 @@ class Http1:
         for row in finished:
             by_type.setdefault(row.dtype, []).append(row)
         return [np.array(rows, dtype) for dtype, rows in by_type.items()]
+
+    def _upgrade(self, row: Any) -> Upgrade:
+        text = row["text"][: int(row["text_length"])].tobytes()
+        begin, host = int(row["target_start"]), int(row["host_length"])
+        line = self._texts.pop((int(row["connection_id"]), int(row["sequence"])), b"").split(b"\n", 1)[0]
+        target = line[begin:].rpartition(b" ")[0] or text[begin : len(text) - host]
+        return Upgrade(
+            method=METHODS[min(int(row["method"]), len(METHODS) - 1)],
+            target=target[: int(row["target_length"])].decode("latin-1"),
+            authority=text[len(text) - host :].decode("latin-1") if host else "",
+            start_mono_ns=int(row["request_start_mono_ns"]),
+            end_mono_ns=int(row["request_end_mono_ns"]),
+            scheme="https" if row["tls"] else "http",
+            request_bytes=int(row["request_body_bytes"]),
+            tid=int(row["tid"]),
+            trace_id=row["trace_id"].tobytes(),
+            parent_span_id=row["parent_span_id"].tobytes() if row["parent_span_id"].any() else b"",
+            trace_flags=int(row["trace_flags"]),
+            parent_source=int(row["parent_source"]),
+        )
 
     # ---- all rows ----
 

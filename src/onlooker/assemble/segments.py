@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onlooker import semconv
 from onlooker.batches import RequestBatch, SpanKind, StatusCode, Text, Values
-from onlooker.protocols import Operation, Segment, SegmentParser
+from onlooker.protocols import Operation, Segment, SegmentParser, Upgradable, Upgrade
 
 log: Final = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ _PROTOCOL_HTTP2: Final = 2
 
 _CONNECTIONS_MAX: Final = 20_000
 _EARLY_MAX: Final = 24
+_UPGRADES_MAX: Final = 1024
 _EXPIRE_NS: Final = 500_000_000
 
 MakeParser = Callable[[int, int], SegmentParser]
@@ -88,6 +89,8 @@ class _Connection:
     protocol: int = 0
     role: int = 0
     broken: bool = False
+    next: int = 0
+    """Number of the segment that comes next."""
     early: list[_Row] = field(default_factory=list)
 
 
@@ -120,7 +123,7 @@ class Segments:
         capacity: int = _CONNECTIONS_MAX,
     ) -> None:
         self.lost: dict[str, int] = {}
-        self.dropped = {"connection_evicted": 0, "protocol_unknown": 0, "parser_failed": 0}
+        self.dropped = {"connection_evicted": 0, "protocol_unknown": 0, "parser_failed": 0, "upgrade_without_answer": 0}
         self._values = values
         self._make_parser = make_parser
         self._dim_names = dim_names
@@ -128,6 +131,8 @@ class Segments:
         self._rng = rng
         self._capacity = capacity
         self._connections: OrderedDict[int, _Connection] = OrderedDict()
+        self._held: list[_Row] = []
+        self._upgrades: OrderedDict[int, Upgrade] = OrderedDict()
         self._expired_mono_ns = 0
         self._warned: set[int] = set()
 
@@ -145,7 +150,17 @@ class Segments:
         Source: ``bpf/lib/segment.h``.
         """
         finished: dict[tuple[int, int], list[_Finished]] = {}
-        for row in _in_order(parts):
+        rows, held = _in_order(parts), self._held
+        waited = frozenset(row.connection for row in held)
+        if held:
+            self._held = []
+            rows = sorted(held + rows, key=_ORDER)
+        for row in rows:
+            connection = self._connections.get(row.connection)
+            if row.sequence > (connection.next if connection is not None else 0) and row.connection not in waited:
+                # The rings are read one after the other: what came before it may have been written behind the reader.
+                self._held.append(row)
+                continue
             self._feed(row, finished)
         if now_mono_ns - self._expired_mono_ns > _EXPIRE_NS:
             self._expired_mono_ns = now_mono_ns
@@ -153,6 +168,13 @@ class Segments:
                 if connection.parser is not None:
                     self._take(connection, connection.parser.expire(now_mono_ns), finished)
         return [self._columns(key, rows, offset_ns) for key, rows in finished.items()]
+
+    def upgraded(self, upgrades: Mapping[int, Upgrade]) -> None:
+        """Take in the requests that connections were upgraded to HTTP/2 with, by connection; before their segments."""
+        self._upgrades.update(upgrades)
+        while len(self._upgrades) > _UPGRADES_MAX:
+            self._upgrades.popitem(last=False)
+            self.dropped["upgrade_without_answer"] += 1
 
     def _feed(self, row: _Row, finished: dict[tuple[int, int], list[_Finished]]) -> None:
         connection = self._connections.get(row.connection)
@@ -167,6 +189,7 @@ class Segments:
                 self._close(oldest, row.mono_ns, "", finished)
         else:
             self._connections.move_to_end(row.connection)
+        connection.next = row.sequence + 1
         if row.protocol == _PROTOCOL_UNKNOWN and not flags & (_CLOSE | _EOF):
             if len(connection.early) < _EARLY_MAX:
                 connection.early.append(row._replace(where=_NOWHERE))
@@ -175,7 +198,10 @@ class Segments:
             return
         if connection.parser is None and row.protocol != _PROTOCOL_UNKNOWN and not connection.broken:
             connection.protocol, connection.role = row.protocol, row.role
-            connection.parser = self._make_parser(row.protocol, row.role)
+            connection.parser = parser = self._make_parser(row.protocol, row.role)
+            upgrade = self._upgrades.pop(row.connection, None)
+            if upgrade is not None and isinstance(parser, Upgradable):
+                parser.upgrade(upgrade)
             early, connection.early = connection.early, []
             if row.protocol != _PROTOCOL_HTTP2:  # whose frames come condensed, once it is known
                 for before in early:

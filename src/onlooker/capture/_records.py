@@ -143,6 +143,7 @@ class RequestFlags(enum.IntFlag):
     REQUEST_STREAM = 256
     BYTES_UNSEEN = 512
     REQUESTS_OVER = 1024
+    REQUEST_TO_HTTP2 = 2048
 
 
 class ParentSource(enum.IntEnum):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from onlooker.batches import AttributeValue
 
@@ -103,6 +103,38 @@ class SegmentParser(Protocol):
     @property
     def lost(self) -> int:
         """Operations known to have happened whose details could not be read, since the last call; resets to 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """The HTTP/1.1 request that a connection was upgraded from (h2c): stream 1, whose request half is over.
+
+    Attributes:
+        target: As in the request line.
+        start_mono_ns, end_mono_ns: CLOCK_MONOTONIC, of the request's first and last byte.
+        trace_id, parent_span_id, trace_flags, parent_source: Parent if one is certain, else empty.
+    """
+
+    method: str
+    target: str
+    authority: str
+    start_mono_ns: int
+    end_mono_ns: int
+    scheme: str = "http"
+    request_bytes: int = 0
+    tid: int = 0
+    trace_id: bytes = b""
+    parent_span_id: bytes = b""
+    trace_flags: int = 1
+    parent_source: int = 0
+
+
+@runtime_checkable
+class Upgradable(Protocol):
+    """A parser whose connection may have begun as HTTP/1.1."""
+
+    def upgrade(self, upgrade: Upgrade) -> None:
+        """Tell the request that the connection was upgraded with, before anything is fed."""
 
 
 Operations: TypeAlias = list[Operation]

@@ -150,6 +150,11 @@ class FrameReader:
         self._seeking = False
         self._preface_left = 0
 
+    def expect_preface(self) -> None:
+        """The next byte is the first of the client's connection preface."""
+        self._seeking = False
+        self._preface_left = len(PREFACE)
+
     def read(self, head: bytes, tail: bytes, offset: int, length: int, mono_ns: int, *, readable: bool) -> None:
         """Take ``length`` bytes of the direction, from ``offset`` on; see `onlooker.protocols.Segment`."""
         self.now_mono_ns = mono_ns

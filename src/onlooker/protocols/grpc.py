@@ -32,8 +32,9 @@ _TIMEOUT_UNITS: Final = {
     ord("u"): 1_000, ord("n"): 1,
 }  # fmt: skip
 _LONGEST_METHOD = 256
-_DEADLINE_SLACK_NS = 2_000_000
-"""The header is written, rounded, some time before its frame is sent; the timer runs from before that."""
+_DEADLINE_SLACK_NS: Final = (2_000_000, 10_000_000)
+"""How much of a time limit may be missing when it passes, at least and at most: the header is written some time before
+its frame is sent, and read some time after, while the timer runs."""
 PREFIX_BYTES: Final = 5
 """Of each message: one byte of flags, four of length."""
 
@@ -66,14 +67,16 @@ def status_of_http(status: int) -> str:
     return _BY_HTTP_STATUS.get(status, "UNKNOWN")
 
 
-def status_of_reset(code: int, *, elapsed_ns: int, timeout_ns: int, by_client: bool) -> str:
+def status_of_reset(code: int, *, elapsed_ns: int, timeout_ns: int) -> str:
     """What a call ended as that was reset with an HTTP/2 error code.
 
-    A client whose deadline passed resets with CANCEL, as one that gave up does: the clock tells them apart.
+    Who sees the deadline pass, the client or a server that keeps an eye on it too (Go's and Java's do), resets with
+    CANCEL, as a client that gave up does: the clock tells them apart.
     """
     status = _BY_RESET.get(code, "INTERNAL")
-    if status == "CANCELLED" and by_client and timeout_ns > 0:
-        slack = max(_DEADLINE_SLACK_NS, timeout_ns // 100)
+    if status == "CANCELLED" and timeout_ns > 0:
+        least, most = _DEADLINE_SLACK_NS
+        slack = max(timeout_ns // 100, min(most, max(least, timeout_ns // 5)))
         if elapsed_ns >= timeout_ns - slack:
             return "DEADLINE_EXCEEDED"
     return status

@@ -11,12 +11,11 @@ operation: an absent path is never a wrong one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from onlooker import semconv
 from onlooker.batches import AttributeValue, SpanKind
-from onlooker.protocols import Operation, Segment, grpc
+from onlooker.protocols import Operation, Segment, Upgrade, grpc
 from onlooker.protocols import _http2_frames as frames
 from onlooker.protocols._hpack import Fields, HeaderCache, decode
 from onlooker.protocols._http2_frames import FrameReader
@@ -57,20 +56,6 @@ _LONGEST_HOST = 255
 _PATIENCE_NS = 60_000_000_000
 _SHARED_DIMS = 64
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
-
-
-@dataclass(frozen=True, slots=True)
-class Upgrade:
-    """The HTTP/1.1 request that a connection was upgraded from (h2c): stream 1, whose request half is over."""
-
-    method: str
-    target: str
-    authority: str
-    start_mono_ns: int
-    end_mono_ns: int
-    scheme: str = "http"
-    content_type: str = ""
-    traceparent: str = ""
 
 
 class _Request:
@@ -171,7 +156,6 @@ class Http2:
             not known, False: a connection preface is recognised all the same.
         condensed: Segments carry what ``bpf/protocols/http2.h`` keeps: ``head`` is the kept bytes of the ``length``
             bytes that the call moved.
-        upgrade: The HTTP/1.1 request that asked for the upgrade, if there was one.
         cache: Header blocks read before; best shared by all connections of a thread.
         max_streams: Requests under way at once that are told apart.
     """
@@ -181,7 +165,6 @@ class Http2:
         *,
         from_start: bool = False,
         condensed: bool = True,
-        upgrade: Upgrade | None = None,
         cache: HeaderCache | None = None,
         max_streams: int = 10_000,
     ) -> None:
@@ -208,8 +191,6 @@ class Http2:
         self._lost = 0
         self._done: list[Operation] = []
         self._segment = Segment(False, False, 0, 0, 0, b"")
-        if upgrade is not None:
-            self._open_upgraded(upgrade)
 
     def feed(self, segment: Segment) -> list[Operation]:
         """Take the next segment; give back the requests that it finished."""
@@ -223,6 +204,34 @@ class Http2:
         if done:
             self._done = []
         return done
+
+    def upgrade(self, upgrade: Upgrade) -> None:
+        """Tell the HTTP/1.1 request that asked for HTTP/2 (RFC 7540 section 3.2): its response is that of stream 1.
+
+        To be called before anything is fed.  The server's frames begin at once, the client's with a preface.
+        """
+        self._certain = True
+        self._predates = False
+        self._tables = [self._cache.fresh, self._cache.fresh]
+        self._from_server.expect_frames()
+        self._from_client.expect_preface()
+        stream = _Stream(1, upgrade.start_mono_ns)
+        self._streams[1] = stream
+        self._highest = self._first = 1
+        stream.request = Fields(
+            [
+                (b":method", upgrade.method.encode()),
+                (b":scheme", upgrade.scheme.encode()),
+                (b":authority", upgrade.authority.encode()),
+                (b":path", upgrade.target.encode()),
+            ]
+        )
+        stream.request_end = upgrade.end_mono_ns
+        stream.request_bytes = upgrade.request_bytes
+        stream.request_done = True
+        stream.tid = upgrade.tid
+        stream.trace, stream.parent, stream.flags = upgrade.trace_id, upgrade.parent_span_id, upgrade.trace_flags
+        stream.parent_source = upgrade.parent_source
 
     def close(self, mono_ns: int, error: str) -> list[Operation]:
         """The connection is over: what is still open failed, or was lost from sight."""
@@ -273,9 +282,10 @@ class Http2:
         if not reader.is_request:
             self._swap()
         self._certain = True
-        self._predates = False
-        # Before the preface neither side can have sent a header block (section 3.4).
-        self._tables = [self._cache.fresh, self._cache.fresh]
+        if self._predates:
+            self._predates = False
+            # Before the preface neither side can have sent a header block (section 3.4).
+            self._tables = [self._cache.fresh, self._cache.fresh]
         other = self._from_server if reader is self._from_client else self._from_client
         if other.untouched:
             other.expect_frames()
@@ -408,24 +418,6 @@ class Http2:
         self._is_client = not self._is_client
         self._early = {}
 
-    def _open_upgraded(self, upgrade: Upgrade) -> None:
-        pairs: list[tuple[bytes | None, bytes | None]] = [
-            (b":method", upgrade.method.encode()),
-            (b":scheme", upgrade.scheme.encode()),
-            (b":authority", upgrade.authority.encode()),
-            (b":path", upgrade.target.encode()),
-        ]
-        if upgrade.content_type:
-            pairs.append((b"content-type", upgrade.content_type.encode()))
-        if upgrade.traceparent:
-            pairs.append((b"traceparent", upgrade.traceparent.encode()))
-        stream = _Stream(1, upgrade.start_mono_ns)
-        self._streams[1] = stream
-        self._highest = self._first = 1
-        self._identify(stream, Fields(pairs))
-        stream.request_end = upgrade.end_mono_ns
-        stream.request_done = True
-
     def _request_headers(self, reader: FrameReader, number: int, flags: int, start: int, fields: Fields) -> None:
         stream = self._streams.get(number)
         if stream is not None:
@@ -525,7 +517,7 @@ class Http2:
             return
         stream.response_end = reader.now_mono_ns
         error = ERROR_CODES[code] if code < len(ERROR_CODES) else "UNKNOWN_ERROR"
-        self._finish(stream, error, code=code, by_client=reader.is_request)
+        self._finish(stream, error, code=code)
 
     def _going_away(self, reader: FrameReader, last: int) -> None:
         self._refused_above = last
@@ -534,13 +526,13 @@ class Http2:
             stream.response_end = reader.now_mono_ns
             self._finish(stream, ERROR_CODES[REFUSED_STREAM], code=REFUSED_STREAM)
 
-    def _finish(self, stream: _Stream, error: str, *, code: int = -1, by_client: bool = False) -> None:
+    def _finish(self, stream: _Stream, error: str, *, code: int = -1) -> None:
         del self._streams[stream.number]
-        self._emit(stream, error, code=code, by_client=by_client)
+        self._emit(stream, error, code=code)
 
     # What becomes of a stream.
 
-    def _emit(self, stream: _Stream, error: str, *, code: int = -1, by_client: bool = False) -> None:
+    def _emit(self, stream: _Stream, error: str, *, code: int = -1) -> None:
         fields = stream.request
         assert fields is not None
         request = _request_of(fields)
@@ -554,7 +546,7 @@ class Http2:
         streaming = unknown = False
         if is_rpc:
             rpc = _Rpc(fields.get(b":path"))
-            text = self._rpc_status(stream, request, error, code=code, by_client=by_client)
+            text = self._rpc_status(stream, request, error, code=code)
             if text and not (error and code < 0):
                 error = text if grpc.is_error(text, client=self._is_client) else ""
             unknown = not text and not error
@@ -638,11 +630,11 @@ class Http2:
             request.dims.clear()
         request.dims[key] = dims
 
-    def _rpc_status(self, stream: _Stream, request: _Request, error: str, *, code: int, by_client: bool) -> str:
+    def _rpc_status(self, stream: _Stream, request: _Request, error: str, *, code: int) -> str:
         """The status of a call as its caller knows it; "" where that cannot be said."""
         if code >= 0:
             elapsed = stream.response_end - stream.start
-            return grpc.status_of_reset(code, elapsed_ns=elapsed, timeout_ns=request.timeout_ns, by_client=by_client)
+            return grpc.status_of_reset(code, elapsed_ns=elapsed, timeout_ns=request.timeout_ns)
         holes = False
         for fields in (stream.trailers, stream.response):
             if fields is not None:

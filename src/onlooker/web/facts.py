@@ -44,6 +44,7 @@ LOSS_TEXTS: Final[Mapping[str, str]] = {
     "preempted": "the kernel ran one probe in the middle of another: that transfer was not looked at",
     "missed_run": "the kernel skipped a probe because it was already running",
     "half_without_request": "the response of a pipelined request came without its request",
+    "upgrade_without_answer": "a connection was upgraded to HTTP/2, and the answer to its first request never came",
     "half_without_response": "a pipelined request came without its response",
     "connection_evicted": "more connections of a database or RPC protocol than are followed at once",
     "protocol_unknown": "a protocol that this version does not understand",

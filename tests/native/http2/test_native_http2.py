@@ -69,7 +69,9 @@ def test_operations_are_the_same_as_from_the_raw_bytes(name: str, walker: Path) 
     for seed in range(5):
         pieces = cut(chunks, seed) if seed else chunks
         for omit in (False, True):  # transfers that are not noteworthy need not be sent up
-            parser = Http2(from_start=True, condensed=True, upgrade=upgrade)
+            parser = Http2(from_start=upgrade is None, condensed=True)
+            if upgrade is not None:
+                parser.upgrade(upgrade)
             offsets = {True: 0, False: 0}
             found = []
             for side, at, length, kept, noteworthy in condensed(walker, pieces):

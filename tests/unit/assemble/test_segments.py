@@ -193,3 +193,29 @@ def test_columns() -> None:
     assert batch.varying["a.number"].tolist() == [5]  # type: ignore[union-attr]
     assert batch.pid.tolist() == [100]
     assert batch.start_unix_ns.tolist() == [OFFSET + 1_000_000]
+
+
+def test_a_segment_that_was_read_before_its_predecessor_waits_one_round() -> None:
+    parsers: list[Echo] = []
+    values = Values()
+
+    def make(protocol: int, role: int) -> Echo:
+        parsers.append(Echo(role))
+        return parsers[-1]
+
+    segments = Segments(
+        values, make_parser=make, dim_names=lambda protocol, role: (semconv.DB_SYSTEM_NAME,),
+        name_of=lambda number: "echo", rng=np.random.default_rng(1),
+    )  # fmt: skip
+    one, two, three = (a_segment(text, sequence=number) for number, text in enumerate((b"a", b"b", b"c")))
+
+    def feed(*parts: np.ndarray) -> list[bytes]:
+        segments.requests(list(parts), offset_ns=OFFSET, now_mono_ns=1)
+        return [segment.head for parser in parsers for segment in parser.seen]
+
+    assert feed(one, three) == [b"a"]
+    assert feed(two) == [b"a", b"b", b"c"]
+    # what does not come is not waited for
+    five = a_segment(b"e", sequence=4)
+    assert feed(five) == [b"a", b"b", b"c"]
+    assert feed() == [b"a", b"b", b"c", b"e"]

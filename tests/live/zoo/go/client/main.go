@@ -83,9 +83,14 @@ func main() {
 	}
 	plan := readPlan(os.Args[2])
 	connections, _ := strconv.Atoi(os.Args[4])
-	client := &http.Client{Transport: &http.Transport{
+	transport := &http.Transport{
 		DisableKeepAlives: os.Args[3] == "fresh", MaxIdleConnsPerHost: connections, MaxConnsPerHost: connections,
-	}}
+	}
+	if os.Getenv("ZOO_HTTP2") != "" { // one connection for all
+		transport.MaxConnsPerHost = 0
+		onlyHTTP2(transport)
+	}
+	client := &http.Client{Transport: transport}
 	fmt.Println("ready")
 	bufio.NewReader(os.Stdin).ReadString('\n')
 

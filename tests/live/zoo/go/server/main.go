@@ -73,5 +73,9 @@ func main() {
 		}
 		log.Fatal(server.ServeTLS(listener, certificate, os.Getenv("ZOO_TLS_KEY")))
 	}
-	log.Fatal(http.Serve(listener, http.HandlerFunc(serve)))
+	server := http.Server{Handler: http.HandlerFunc(serve)}
+	if os.Getenv("ZOO_HTTP2") != "" {
+		allowHTTP2(&server)
+	}
+	log.Fatal(server.Serve(listener))
 }

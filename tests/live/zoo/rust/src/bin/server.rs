@@ -6,12 +6,12 @@ use futures_util::stream;
 use http_body_util::{combinators::BoxBody, BodyExt, Full, StreamBody};
 use hyper::{
     body::{Frame, Incoming},
-    server::conn::http1,
+    server::conn::{http1, http2},
     service::service_fn,
     Request, Response,
 };
-use hyper_util::rt::TokioIo;
-use openssl::ssl::{Ssl, SslAcceptor, SslFiletype, SslMethod};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use openssl::ssl::{select_next_proto, AlpnError, Ssl, SslAcceptor, SslFiletype, SslMethod};
 use tokio::net::TcpListener;
 use tokio_openssl::SslStream;
 
@@ -70,7 +70,25 @@ fn acceptor() -> Option<SslAcceptor> {
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).ok()?;
     builder.set_certificate_chain_file(certificate).ok()?;
     builder.set_private_key_file(env::var("ZOO_TLS_KEY").ok()?, SslFiletype::PEM).ok()?;
+    if http2() {
+        builder.set_alpn_select_callback(|_, offered| select_next_proto(b"\x02h2", offered).ok_or(AlpnError::NOACK));
+    }
     Some(builder.build())
+}
+
+/// Whether all connections speak HTTP/2.
+fn http2() -> bool {
+    env::var_os("ZOO_HTTP2").is_some()
+}
+
+async fn converse<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static>(stream: T) {
+    // A client that goes away in the middle is its own affair.
+    let stream = TokioIo::new(stream);
+    if http2() {
+        let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service_fn(serve)).await;
+    } else {
+        let _ = http1::Builder::new().serve_connection(stream, service_fn(serve)).await;
+    }
 }
 
 #[tokio::main(worker_threads = 2)]
@@ -84,15 +102,14 @@ async fn main() -> std::io::Result<()> {
         socket.set_nodelay(true)?;
         let acceptor = acceptor.clone();
         tokio::spawn(async move {
-            // A client that goes away in the middle is its own affair.
             if let Some(acceptor) = acceptor {
                 let Ok(ssl) = Ssl::new(acceptor.context()) else { return };
                 let Ok(mut stream) = SslStream::new(ssl, socket) else { return };
                 if Pin::new(&mut stream).accept().await.is_ok() {
-                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(serve)).await;
+                    converse(stream).await;
                 }
             } else {
-                let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service_fn(serve)).await;
+                converse(socket).await;
             }
         });
     }

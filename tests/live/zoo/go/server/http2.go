@@ -1,0 +1,12 @@
+//go:build go1.24
+
+package main
+
+import "net/http"
+
+// allowHTTP2 lets a server speak HTTP/2 without TLS.
+func allowHTTP2(server *http.Server) {
+	server.Protocols = new(http.Protocols)
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
+}
