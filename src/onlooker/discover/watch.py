@@ -140,16 +140,11 @@ class Watcher:
         self.decisions: dict[int, Decision] = {}
         self.counters = Counters()
         self._proc = proc
-        # Ports open, libraries are loaded and titles are set while a program runs; its path stays.
-        self._depends_on_time = any(
-            one.ports or one.languages or one.cmd_args or one.needs_metadata for one in selection.selectors
+        self._make_matcher = partial(
+            Matcher, languages=Languages(), own_pid=own_pid, system_paths=system_paths, surroundings=surroundings
         )
-        self._wants_language = selection.wants_language
-        self._takes_all = any(selector.source == "discovery.all" for selector in selection.selectors)
+        self._choose(selection)
         self._filter = kernel_filter
-        self._matcher = Matcher(
-            selection, Languages(), own_pid=own_pid, system_paths=system_paths, surroundings=surroundings
-        )
         self._instances = Instances(identities, host, service_name=service_name, service_namespace=service_namespace)
         self._on_gone = on_gone
         self._min_age_s = min_age_s
@@ -229,6 +224,36 @@ class Watcher:
             if full or not self._is_unchanged(known):
                 self._examine(pid)
         self._rescan_due_s = self._now() + self._rescan_s
+
+    def select(self, selection: Selection) -> None:
+        """Go by other selectors from now on.  What both select keeps its identity and is not interrupted."""
+        self._choose(selection)
+        self._proc.forget_listening()
+        for known in sorted(self.decisions.values(), key=lambda known: known.start_ticks):  # parents before children
+            if known.watched and not self._is_still_wanted(known):
+                known.watched = False
+                self._examine(known.pid, kernel_watches=True)
+        for known in list(self.decisions.values()):
+            if not known.watched and not known.is_final:
+                self._examine(known.pid)
+
+    def _choose(self, selection: Selection) -> None:
+        # Ports open, libraries are loaded and titles are set while a program runs; its path stays.
+        self._depends_on_time = any(
+            one.ports or one.languages or one.cmd_args or one.needs_metadata for one in selection.selectors
+        )
+        self._wants_language = selection.wants_language
+        self._takes_all = any(selector.source == "discovery.all" for selector in selection.selectors)
+        self._matcher = self._make_matcher(selection)
+
+    def _is_still_wanted(self, known: Decision) -> bool:
+        process = self._proc.process(known.pid)
+        if process is None:
+            return True  # its end is another's business
+        parent = self._parent_of(process)
+        inherits = parent is not None and parent.watched and (parent.family or parent.exe == known.exe != "")
+        verdict = self._matcher.judge(process, extra_ports=known.ports, as_child=inherits)
+        return verdict.selected or (inherits and not verdict.excluded)
 
     def stop(self) -> None:
         """Take every process out of the filter."""

@@ -25,7 +25,8 @@ RECEIVE, SEND = 0, 1
 # The sources are written for BPF: its loads may be unaligned, and its helpers take more than the host's stand-ins use.
 FLAGS = shlex.split(
     "-Wall -Wextra -Werror -Wno-unused-function -Wno-unused-parameter -Wno-sign-compare -Wno-unused-value "
-    "-Wno-unused-but-set-variable -Wno-missing-field-initializers -Wno-unknown-attributes -Wno-ignored-attributes -g -O1 "
+    "-Wno-unused-but-set-variable -Wno-missing-field-initializers -Wno-unknown-attributes "
+    "-Wno-ignored-attributes -g -O1 "
     f"-I{HERE}/stubs -I{HERE.parents[2]}/bpf "
     "-fsanitize=address,undefined -fno-sanitize=alignment -fno-sanitize-recover=all"
 )
