@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import msgspec
+
 from onlooker import __version__
 from onlooker.aggregate.aggregator import Aggregator
 from onlooker.assemble.http1 import Http1
@@ -27,7 +29,7 @@ from onlooker.assemble.segments import Segments
 from onlooker.batches import Identities, RequestBatch, SpanKind, Values
 from onlooker.capture.capture import Capture, Records
 from onlooker.capture.clock import UnixClock
-from onlooker.config import Loaded, Selector
+from onlooker.config import Config, Loaded, Selector
 from onlooker.discover.naming import Host
 from onlooker.discover.report import open_proc
 from onlooker.discover.watch import Watcher
@@ -74,7 +76,19 @@ INTERVAL_MAX_S: Final = 1.0
 SPAN_BYTES: Final = 512
 """Of an encoded span, generously."""
 
+RELOADED: Final = {
+    "open_port", "auto_target_exe", "auto_target_language", "auto_target_cmd_args", "target_pids", "executable_name",
+    "discovery", "routes",
+}  # fmt: skip
+"""Keys and sections of the configuration that SIGHUP changes without a restart; the sampler too."""
+
 Sink = Callable[[RequestBatch], None]
+
+
+def make_samplers(config: Config) -> Samplers:
+    """By ``otel_traces_export.sampler``."""
+    sampler = config.otel_traces_export.sampler
+    return Samplers(make_sampler(sampler.name, sampler.arg))
 
 
 class Pipeline:
@@ -110,14 +124,14 @@ class Pipeline:
         )
         self.identifier = Identifier()
         self.peers = Peers(self.values, rng=rng, cache_len=config.name_resolver.cache_len)
+        self._rng = rng
         self.routes = Routes(route_options(config), self.values, rng=rng)
         query = config.attributes.sensitive_query_params
         self.redactor = QueryRedactor(add=query.add, remove=query.remove)
         self.aggregator = Aggregator(
             aggregate_options(loaded), identities, self.values, rng=rng, clock_unix_ns=time.time_ns
         )
-        sampler = config.otel_traces_export.sampler
-        self.samplers = Samplers(make_sampler(sampler.name, sampler.arg))
+        self.samplers = make_samplers(config)
         limits = config.limits
         self.overload = Overload(
             cpu_percent=limits.cpu_percent, memory_bytes=limits.memory, rss_bytes=rss_bytes, relieve=release_memory
@@ -127,6 +141,17 @@ class Pipeline:
         self.shows_spans = False
         self.requests = 0
         self.busy_ns = 0
+
+    def use_routes(self, config: Config) -> None:
+        """Find routes by another section ``routes`` from now on."""
+        ignored = self.routes.ignored
+        self.routes = Routes(route_options(config), self.values, rng=self._rng)
+        self.routes.ignored = ignored
+
+    def use_sampler(self, config: Config) -> None:
+        """Sample by another ``otel_traces_export.sampler`` from now on."""
+        before, self.samplers = self.samplers, make_samplers(config)
+        self.samplers.seen, self.samplers.kept = before.seen, before.kept
 
     def run(self, records: Records) -> int:
         """Take one round of records through all stages; gives the number of records."""
@@ -173,9 +198,12 @@ class Pipeline:
 class Agent:
     """A run of onlooker, from start to the last drained record."""
 
-    def __init__(self, loaded: Loaded, *, command: list[str]) -> None:
+    def __init__(self, loaded: Loaded, *, command: list[str], load_again: Callable[[], Loaded] | None = None) -> None:
         self.loaded = loaded
         self._command = command
+        self._load_again = load_again
+        self._loaded_anew: Loaded | None = None
+        self._command_selectors: tuple[Selector, ...] = ()
         self.child: subprocess.Popen[bytes] | None = None
         self.capture = Capture(hook=loaded.config.ebpf.capture_hook)
         self.plaintext = Plaintext(self.capture)
@@ -295,9 +323,13 @@ class Agent:
             os.close(read_end)
         pid = self.child.pid
         selector = Selector(kind="glob", source="the command line", pids=((pid, pid),), descendants=True)
-        selection = self.loaded.selection
-        # what else was asked for is watched too
-        return replace(self.loaded, selection=replace(selection, selectors=(*selection.selectors, selector)))
+        self._command_selectors = (selector,)
+        return self._with_command(self.loaded)
+
+    def _with_command(self, loaded: Loaded) -> Loaded:
+        """What is asked for, and the command that was started."""
+        selectors = (*loaded.selection.selectors, *self._command_selectors)
+        return replace(loaded, selection=replace(loaded.selection, selectors=selectors))
 
     def _open_gate(self) -> None:
         if self._gate is not None:
@@ -324,6 +356,8 @@ class Agent:
                     records = self.capture.drain_processes()
                     if records is not None:
                         self.pipeline.take_processes(records)
+                if self._loaded_anew is not None:
+                    self._take_configuration()
                 if time.monotonic() >= look_again:
                     look_again = time.monotonic() + min(self.watcher.tick(), 10.0)
         except BaseException as err:
@@ -355,6 +389,9 @@ class Agent:
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ended.set)
+        # the end of a terminal is the end of what was started in it; a service has none
+        in_terminal = self._load_again is None or sys.stdin.isatty()
+        loop.add_signal_handler(signal.SIGHUP, ended.set if in_terminal else self._reload)
         self._wake_main = lambda: loop.call_soon_threadsafe(ended.set)
         web = WebServer(self, self.store)
         await web.start()
@@ -404,6 +441,37 @@ class Agent:
         if self.metrics is not None:
             self.metrics.export(self.pipeline.aggregator.snapshot())
 
+    # ---- another configuration ----
+
+    def _reload(self) -> None:
+        """Read the configuration again, for the capture thread to take; a wrong one changes nothing."""
+        assert self._load_again is not None
+        try:
+            self._loaded_anew = self._with_command(self._load_again())
+        except AgentError as err:
+            log.error("the configuration was not reloaded, and stays as it was: %s", err)
+
+    def _take_configuration(self) -> None:
+        """Between two rounds: what can change while requests are under way."""
+        loaded, self._loaded_anew = self._loaded_anew, None
+        assert loaded is not None
+        old, new = self.loaded.config, loaded.config
+        changed = {name for name in old.__struct_fields__ if getattr(old, name) != getattr(new, name)}
+        pipeline = self.pipeline
+        self.watcher.select(loaded.selection)
+        if "routes" in changed:
+            pipeline.use_routes(new)
+        sampler = new.otel_traces_export.sampler
+        if sampler != old.otel_traces_export.sampler:
+            pipeline.use_sampler(new)
+            if msgspec.structs.replace(old.otel_traces_export, sampler=sampler) == new.otel_traces_export:
+                changed.remove("otel_traces_export")
+        self.loaded = loaded
+        watched = len(self.watcher.watched())
+        log.info("configuration reloaded: watching %d process%s", watched, "" if watched == 1 else "es")
+        if later := sorted(changed - RELOADED):
+            log.warning("these changes need a restart: %s", ", ".join(later))
+
     # ---- stop ----
 
     def stop(self) -> None:
@@ -449,15 +517,20 @@ class Agent:
             self.child.wait(5.0)
 
 
-def run(loaded: Loaded, *, command: list[str]) -> int:
+def run(loaded: Loaded, *, command: list[str], load_again: Callable[[], Loaded] | None = None) -> int:
     """Run the agent until it is told to stop; gives the exit code.
+
+    Args:
+        loaded: What to do.
+        command: A command to start and to watch; may be empty.
+        load_again: Reads the configuration once more, on SIGHUP.
 
     Raises:
         AgentError: it cannot start.
     """
     for note in loaded.notes:
         log.warning("%s", note)
-    agent = Agent(loaded, command=command)
+    agent = Agent(loaded, command=command, load_again=load_again)
     try:
         agent.start()
         return asyncio.run(agent.serve())

@@ -99,7 +99,7 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if loaded.config.enforce_sys_caps:
         _require_privileges(loaded)
     light.import_libraries()
-    code: int = _part("onlooker.agent").run(loaded, command=args.words)
+    code: int = _part("onlooker.agent").run(loaded, command=args.words, load_again=lambda: load(args, os.environ))
     return code
 
 

@@ -553,3 +553,19 @@ def test_a_quiet_rescan_decides_nothing_again(fake: FakeProc) -> None:
     for _ in range(12):
         scene.later(10)
     assert scene.watcher.counters.examined == examined
+
+
+def test_other_selectors_take_and_let_go_without_touching_what_both_want(fake: FakeProc) -> None:
+    for pid, exe in ((100, "/usr/bin/alpha"), (110, "/usr/bin/beta"), (120, "/usr/bin/gamma")):
+        fake.add(pid, exe=exe)
+    fake.add(111, parent=110, exe="/usr/bin/beta")
+    scene = Scene(fake, by_path("/usr/bin/[ab]*a"))
+    assert scene.kernel.pids == {100, 110, 111}
+    before = scene.instance(110), scene.instance(111)
+    scene.watcher.select(by_path("/usr/bin/[bg]*a"))
+    assert scene.kernel.pids == {110, 111, 120}
+    assert (scene.instance(110), scene.instance(111)) == before
+    assert scene.reason(100) == "the path of its executable does not match"
+    scene.watcher.select(by_path("*/nothing"))
+    assert scene.kernel.pids == set()
+    assert not scene.watcher.watched()
