@@ -159,6 +159,18 @@ def test_filters_narrow_the_search(browser: Any, url: str) -> None:
         window.check()
 
 
+def test_a_search_by_time(browser: Any, url: str) -> None:
+    with visit(browser, url) as window:
+        window.open("#/traces", ".spans li")
+        window.page.fill("label.when:has-text('To') input", "2001-01-01T00:00:00")
+        window.page.wait_for_selector("text=No stored request is like that")
+        window.page.fill("label.when:has-text('To') input", "")
+        window.page.fill("label.when:has-text('From') input", "2001-01-01T00:00:00")
+        window.page.wait_for_selector(".spans li")
+        assert "from=978" in window.page.url  # in µs
+        window.check()
+
+
 def test_a_service_switches_sides_and_sorts(browser: Any, url: str) -> None:
     with visit(browser, url) as window:
         window.open(views_of(url)["service"][0], "table tbody tr")

@@ -34,14 +34,23 @@ export function TracesView(): JSX.Element {
   );
 }
 
+/** Unix µs as an input of date and time has it. */
+function local(us: string | null): string {
+  const ms = Number(us) / 1000;
+  return us && Number.isFinite(ms) ? `${day(ms)}T${clock(ms)}` : "";
+}
+
 function Form({ live }: { live: boolean }): JSX.Element {
   const { query } = useRoute();
   const { data } = useData<{ services: ServiceName[] }>("/api/v1/services");
   const services = data?.services ?? [];
   const chosen = services.find((s) => String(s.id) === query.get("service") || s.name === query.get("service"));
   const set = (name: string) => (e: { currentTarget: { value: string } }): void => change({ [name]: e.currentTarget.value });
+  const moment = (name: string) => (e: { currentTarget: { value: string } }): void => {
+    const at = e.currentTarget.value ? new Date(e.currentTarget.value).getTime() : NaN;
+    change({ [name]: Number.isNaN(at) ? null : at * 1000 });
+  };
   const narrowed = NARROWING.some((name) => name !== "kind" && query.get(name));
-  const windowed = query.get("from") || query.get("to");
   const any = FILTERS.some((name) => query.get(name));
   return (
     <form class="filters panel" role="search" onSubmit={(e) => e.preventDefault()}>
@@ -99,6 +108,14 @@ function Form({ live }: { live: boolean }): JSX.Element {
         Text
         <input type="search" value={query.get("q") ?? ""} placeholder="in any attribute" onChange={set("q")} />
       </label>
+      <label class="when">
+        From
+        <input type="datetime-local" step="1" value={local(query.get("from"))} onChange={moment("from")} />
+      </label>
+      <label class="when">
+        To
+        <input type="datetime-local" step="1" value={local(query.get("to"))} onChange={moment("to")} />
+      </label>
       <div class="buttons">
         <button type="button" class={`button toggle${live ? " on" : ""}`} aria-pressed={live} onClick={() => change({ live: live ? null : 1 })}>
           {live ? "● live" : "watch live"}
@@ -109,13 +126,6 @@ function Form({ live }: { live: boolean }): JSX.Element {
           </button>
         )}
       </div>
-      {windowed && (
-        <p class="hint wide">
-          only {query.get("from") ? `from ${clock(Number(query.get("from")) / 1000)}` : ""}{" "}
-          {query.get("to") ? `to ${clock(Number(query.get("to")) / 1000)}` : ""}{" "}
-          <button type="button" class="link" onClick={() => change({ from: null, to: null })}>any time</button>
-        </p>
-      )}
     </form>
   );
 }
