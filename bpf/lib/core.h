@@ -15,6 +15,9 @@ static __always_inline bool classify(struct connection *c, struct sock *sk, stru
 
 	if (carry > 16)
 		carry = 0;
+	/* a letter that answers PostgreSQL's SSLRequest is a message of its own, not the beginning of the next one */
+	if (carry == 1 && c->streams[(!direction) & 1].scores >> (CLASSIFY_STRONG_SHIFT + PROTOCOL_POSTGRES) & 1)
+		carry = 0;
 	if (carry)
 		bpf_probe_read_kernel(w->window.bytes, at_most(carry, 16), s->carry);
 	else
@@ -65,7 +68,9 @@ static __always_inline bool classify(struct connection *c, struct sock *sk, stru
 		}
 		return true;
 	}
-	if (++c->tries >= (c->tls ? TLS_CLASSIFY_TRIES : CLASSIFY_TRIES))
+	if (++c->tries >= (c->tls			      ? TLS_CLASSIFY_TRIES :
+			   c->streams[(!direction) & 1].bytes ? CLASSIFY_TRIES :
+								CLASSIFY_TRIES_UNANSWERED))
 		c->protocol = PROTOCOL_OTHER;
 	return true;
 }

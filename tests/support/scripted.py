@@ -54,6 +54,16 @@ def _peer(serve: Callable[[socket.socket], None]) -> Iterator[int]:
             thread.join(5)
 
 
+def mongodb_peer() -> contextlib.AbstractContextManager[int]:
+    """A scripted MongoDB on a port of its own."""
+    return _peer(_serve_mongodb)
+
+
+def tds_peer() -> contextlib.AbstractContextManager[int]:
+    """A scripted SQL Server on a port of its own."""
+    return _peer(_serve_tds)
+
+
 def _mongo_answer(command: dict[str, Any]) -> dict[str, Any]:
     name = next(iter(command))
     if name in ("hello", "isMaster", "ismaster"):
@@ -82,37 +92,39 @@ def _mongo_answer(command: dict[str, Any]) -> dict[str, Any]:
     return {"ok": 0.0, "errmsg": "no such command", "code": 59, "codeName": "CommandNotFound"}
 
 
+def _serve_mongodb(connection: socket.socket) -> None:
+    import bson
+
+    number = 1000
+    while True:
+        size, request, _answers, code = struct.unpack("<iiii", _exactly(connection, 16))
+        body = _exactly(connection, size - 16)
+        number += 1
+        if code == 2004:  # OP_QUERY
+            end = body.index(b"\0", 4)
+            answer = bson.encode(_mongo_answer(bson.decode(body[end + 9 :])))
+            payload = struct.pack("<iqii", 8, 0, 0, 1) + answer
+            connection.sendall(struct.pack("<iiii", 16 + len(payload), number, request, 1) + payload)
+            continue
+        length = struct.unpack_from("<i", body, 5)[0]
+        command = bson.decode(body[5 : 5 + length])
+        rest = body[5 + length :]
+        if rest[:1] == b"\1":
+            end = rest.index(b"\0", 5)
+            command["documents"] = bson.decode_all(rest[end + 1 :])
+        if body[0] & 2:  # moreToCome: no answer is wanted
+            continue
+        payload = b"\0\0\0\0\0" + bson.encode(_mongo_answer(command))
+        connection.sendall(struct.pack("<iiii", 16 + len(payload), number, request, 2013) + payload)
+
+
 def mongodb() -> list[Chunk]:
     """pymongo against a scripted MongoDB."""
-    import bson
     import pymongo
     from pymongo.errors import PyMongoError
 
-    def serve(connection: socket.socket) -> None:
-        number = 1000
-        while True:
-            size, request, _answers, code = struct.unpack("<iiii", _exactly(connection, 16))
-            body = _exactly(connection, size - 16)
-            number += 1
-            if code == 2004:  # OP_QUERY
-                end = body.index(b"\0", 4)
-                answer = bson.encode(_mongo_answer(bson.decode(body[end + 9 :])))
-                payload = struct.pack("<iqii", 8, 0, 0, 1) + answer
-                connection.sendall(struct.pack("<iiii", 16 + len(payload), number, request, 1) + payload)
-                continue
-            length = struct.unpack_from("<i", body, 5)[0]
-            command = bson.decode(body[5 : 5 + length])
-            rest = body[5 + length :]
-            if rest[:1] == b"\1":
-                end = rest.index(b"\0", 5)
-                command["documents"] = bson.decode_all(rest[end + 1 :])
-            if body[0] & 2:  # moreToCome: no answer is wanted
-                continue
-            payload = b"\0\0\0\0\0" + bson.encode(_mongo_answer(command))
-            connection.sendall(struct.pack("<iiii", 16 + len(payload), number, request, 2013) + payload)
-
     with (
-        _peer(serve) as port,
+        mongodb_peer() as port,
         recording(port) as recorder,
         pymongo.MongoClient(
             "127.0.0.1", recorder.port, directConnection=True, heartbeatFrequencyMS=100_000, serverMonitoringMode="poll"
@@ -158,67 +170,65 @@ def _tds_rows(count: int) -> bytes:
     return columns + b"".join(b"\xd1\x04" + struct.pack("<i", n) for n in range(count))
 
 
+def _tds_message(connection: socket.socket) -> tuple[int, bytes]:
+    body = b""
+    while True:
+        kind, status, size = struct.unpack(">BBH", _exactly(connection, 8)[:4])
+        body += _exactly(connection, size - 8)
+        if status & 1:
+            return kind, body
+
+
+def _serve_tds(connection: socket.socket) -> None:
+    handle = 0
+    while True:
+        kind, body = _tds_message(connection)
+        if kind == 0x12:
+            options = struct.pack(">BHHBHHB", 0, 11, 6, 1, 17, 1, 0xFF)
+            connection.sendall(_tds_packet(options + b"\x0f\0\0\0\0\0" + b"\x02"))
+        elif kind == 0x10:
+            change = b"\1" + bytes([4]) + _tds_text("shop") + bytes([6]) + _tds_text("master")
+            name = _tds_text("Script")
+            acknowledge = b"\1\x74\0\0\4" + bytes([6]) + name + b"\x0f\0\0\0"
+            connection.sendall(
+                _tds_packet(
+                    b"\xe3" + struct.pack("<H", len(change)) + change
+                    + b"\xad" + struct.pack("<H", len(acknowledge)) + acknowledge + _tds_done(0xFD, 0)
+                )
+            )  # fmt: skip
+        elif kind == 1:
+            text = body[22:].decode("utf-16-le")
+            if "nowhere" in text:
+                connection.sendall(_tds_packet(_tds_error(208, "Invalid object name 'marker'.") + _tds_done(0xFD, 2)))
+            elif "SELECT" in text:
+                connection.sendall(_tds_packet(_tds_rows(300) + _tds_done(0xFD, 0x10, 300)))
+            else:
+                connection.sendall(_tds_packet(_tds_done(0xFD, 0x10, 1)))
+        elif kind == 3:
+            number = struct.unpack_from("<HH", body, 22)
+            end = b"\x79\0\0\0\0" + _tds_done(0xFE, 0)
+            if number == (0xFFFF, 13) or number == (0xFFFF, 11):
+                handle += 1
+                value = b"\xac\0\0\0\1\0\0\0\0\0\0\x26\4\4" + struct.pack("<i", handle)
+                connection.sendall(
+                    _tds_packet(_tds_rows(2) + _tds_done(0xFF, 0x11, 2) + b"\x79\0\0\0\0" + value + _tds_done(0xFE, 0))
+                )
+            elif b"d\0u\0p\0" in body:
+                connection.sendall(
+                    _tds_packet(_tds_error(2627, "Violation: marker") + b"\x79\1\0\0\0" + _tds_done(0xFE, 2))
+                )
+            else:
+                connection.sendall(_tds_packet(_tds_rows(2) + _tds_done(0xFF, 0x11, 2) + end))
+        else:
+            connection.sendall(_tds_packet(_tds_done(0xFD, 0x20 if kind == 6 else 0)))
+
+
 def tds() -> list[Chunk]:
     """python-tds against a scripted SQL Server."""
     import pytds
 
-    def message(connection: socket.socket) -> tuple[int, bytes]:
-        body = b""
-        while True:
-            kind, status, size = struct.unpack(">BBH", _exactly(connection, 8)[:4])
-            body += _exactly(connection, size - 8)
-            if status & 1:
-                return kind, body
-
-    def serve(connection: socket.socket) -> None:
-        handle = 0
-        while True:
-            kind, body = message(connection)
-            if kind == 0x12:
-                options = struct.pack(">BHHBHHB", 0, 11, 6, 1, 17, 1, 0xFF)
-                connection.sendall(_tds_packet(options + b"\x0f\0\0\0\0\0" + b"\x02"))
-            elif kind == 0x10:
-                change = b"\1" + bytes([4]) + _tds_text("shop") + bytes([6]) + _tds_text("master")
-                name = _tds_text("Script")
-                acknowledge = b"\1\x74\0\0\4" + bytes([6]) + name + b"\x0f\0\0\0"
-                connection.sendall(
-                    _tds_packet(
-                        b"\xe3" + struct.pack("<H", len(change)) + change
-                        + b"\xad" + struct.pack("<H", len(acknowledge)) + acknowledge + _tds_done(0xFD, 0)
-                    )
-                )  # fmt: skip
-            elif kind == 1:
-                text = body[22:].decode("utf-16-le")
-                if "nowhere" in text:
-                    connection.sendall(
-                        _tds_packet(_tds_error(208, "Invalid object name 'marker'.") + _tds_done(0xFD, 2))
-                    )
-                elif "SELECT" in text:
-                    connection.sendall(_tds_packet(_tds_rows(300) + _tds_done(0xFD, 0x10, 300)))
-                else:
-                    connection.sendall(_tds_packet(_tds_done(0xFD, 0x10, 1)))
-            elif kind == 3:
-                number = struct.unpack_from("<HH", body, 22)
-                end = b"\x79\0\0\0\0" + _tds_done(0xFE, 0)
-                if number == (0xFFFF, 13) or number == (0xFFFF, 11):
-                    handle += 1
-                    value = b"\xac\0\0\0\1\0\0\0\0\0\0\x26\4\4" + struct.pack("<i", handle)
-                    connection.sendall(
-                        _tds_packet(
-                            _tds_rows(2) + _tds_done(0xFF, 0x11, 2) + b"\x79\0\0\0\0" + value + _tds_done(0xFE, 0)
-                        )
-                    )
-                elif b"d\0u\0p\0" in body:
-                    connection.sendall(
-                        _tds_packet(_tds_error(2627, "Violation: marker") + b"\x79\1\0\0\0" + _tds_done(0xFE, 2))
-                    )
-                else:
-                    connection.sendall(_tds_packet(_tds_rows(2) + _tds_done(0xFF, 0x11, 2) + end))
-            else:
-                connection.sendall(_tds_packet(_tds_done(0xFD, 0x20 if kind == 6 else 0)))
-
     with (
-        _peer(serve) as port,
+        tds_peer() as port,
         recording(port) as recorder,
         pytds.connect("127.0.0.1", "shop", "marker-user", "marker-password", port=recorder.port, autocommit=True) as c,
     ):
