@@ -68,7 +68,8 @@ struct stream {
 	__u16 flags;	     /* responses: enum request_flags */
 	__u8 phase;
 	__u8 tcp_known;	     /* tcp_seq is */
-	__u8 pad[4];
+	__u8 header;	     /* scores are those of a header that was read by itself; its message follows */
+	__u8 pad[3];
 	__u8 carry[CARRY_SIZE];
 };
 

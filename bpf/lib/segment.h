@@ -356,7 +356,9 @@ CLASSIFIER(mongodb, PROTOCOL_MONGODB)
 /* The bytes in the window are not HTTP/1: what else could they be? */
 static __always_inline void classify_others(struct connection *c, struct work *w, __u32 direction)
 {
+	struct stream *s = &c->streams[direction & 1];
 	__u32 plain = 0, strong = 0;
+	__u64 scores;
 
 #define ASK(name)                                                                                  \
 	plain |= classify_##name(w->index, 0);                                                    \
@@ -375,5 +377,10 @@ static __always_inline void classify_others(struct connection *c, struct work *w
 		ASK(mongodb);
 	}
 #undef ASK
-	c->streams[direction & 1].scores = (__u64)strong << CLASSIFY_STRONG_SHIFT | plain;
+	scores = (__u64)strong << CLASSIFY_STRONG_SHIFT | plain;
+	if (s->header) /* what followed it says less than itself */
+		scores |= s->scores;
+	s->header = !s->header && plain && w->source.length <= CLASSIFY_HEADER;
+	s->scores = scores;
+	c->streams[(!direction) & 1].header = 0;
 }

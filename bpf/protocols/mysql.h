@@ -7,6 +7,8 @@ static __always_inline int mysql_request(const __u8 *head, __u32 captured, __u32
 	__u32 size = le24_at(head) + 4;
 	__u8 command = head[4], first = head[5];
 
+	if (length == 4)	/* only the header was read, as servers do */
+		return captured == 4 && head[3] <= 1 && size >= 5;
 	if (captured < 5 || size < 5)
 		return 0;
 	if (head[3] == 1) {

@@ -89,6 +89,7 @@ class MysqlParser(Connection):
         self._database = ""
         self._authenticating = False
         self._greeted = False
+        self._offered = -1  # capabilities of the server; all while its greeting is not known
         self._capabilities = -1
         self._compress = False
         self._statements: OrderedDict[int, tuple[Statement, ...]] = OrderedDict()
@@ -238,8 +239,8 @@ class MysqlParser(Connection):
         if capabilities & CLIENT_SSL and total == 36:
             self.note = "tls"
             return
-        self._capabilities = capabilities
-        self._compress = bool(capabilities & (CLIENT_COMPRESS | CLIENT_ZSTD))
+        self._capabilities = capabilities & self._offered  # a client may ask for what the server has not
+        self._compress = bool(self._capabilities & (CLIENT_COMPRESS | CLIENT_ZSTD))
         _user, position = until_nul(data, 36)
         if capabilities & CLIENT_LENENC_AUTH:
             size, position = _lenenc(data, position)
@@ -284,9 +285,12 @@ class MysqlParser(Connection):
         self._greeted = True
         if data[4] == 0xFF:  # too many connections, host blocked
             return
-        version, _ = until_nul(data, 5)
+        version, position = until_nul(data, 5)
         if b"MariaDB" in version:
             self._system = "mariadb"
+        low, high = data[position + 13 : position + 15], data[position + 18 : position + 20]
+        if len(low) == len(high) == 2:  # around the character set and the status
+            self._offered = int.from_bytes(low + high, "little")
         self._authenticating = True
 
     def _authenticated(self, data: bytes) -> None:
