@@ -27,7 +27,7 @@ from support import databases, scripted
 from support.recorder import Chunk, recording, replay, save
 
 HERE = Path(__file__).parent
-NODE = HERE.parent.parent / ".cache/databases"
+NODE = HERE.parent.parent / "build/databases/node"
 SCENARIOS: dict[str, Callable[[], list[Chunk]]] = {}
 
 

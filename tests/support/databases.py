@@ -88,6 +88,7 @@ def _serve(
     ready: Callable[[int], Callable[[], bool]] = _accepts,
     end: int = signal.SIGTERM,
     environment: dict[str, str] | None = None,
+    named: bool = False,
 ) -> Iterator[Server]:
     directory = Path(tempfile.mkdtemp(prefix=f"onlooker-{name}-"))
     process: subprocess.Popen[bytes] | None = None
@@ -98,9 +99,12 @@ def _serve(
             prepare(directory)
         port = free_port()
         log = directory / "log"
+        command = arguments(port, directory)
         with log.open("wb") as output:
             process = subprocess.Popen(
-                arguments(port, directory),
+                # who watches by the command line finds the directory in it, whatever the program's own options are
+                [f"{directory}/{name}", *command[1:]] if named else command,
+                executable=command[0],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -235,7 +239,7 @@ def memcached(*settings: str) -> Iterator[Server]:
     def arguments(port: int, _directory: Path) -> list[str]:
         return [program, "-p", str(port), "-l", "127.0.0.1", "-m", "16", "-U", "0", *settings]
 
-    with _serve("memcached", arguments, account=account) as server:
+    with _serve("memcached", arguments, account=account, named=True) as server:
         yield server
 
 
@@ -258,4 +262,21 @@ def dnsmasq(*settings: str) -> Iterator[Server]:
         ]  # fmt: skip
 
     with _serve("dnsmasq", arguments) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def ferretdb() -> Iterator[Server]:
+    """FerretDB on SQLite: a server of MongoDB's protocol that the Go registry has."""
+    program = Path(__file__).parents[2] / "build/databases/ferretdb"
+    if not program.exists():
+        raise MissingServerError("FerretDB is not built; scripts/setup_databases.sh builds it")
+
+    def arguments(port: int, directory: Path) -> list[str]:
+        return [
+            str(program), f"--listen-addr=127.0.0.1:{port}", "--handler=sqlite", f"--sqlite-url=file:{directory}/",
+            "--debug-addr=-", "--telemetry=disable", f"--state-dir={directory}", "--log-level=error",
+        ]  # fmt: skip
+
+    with _serve("ferretdb", arguments) as server:
         yield server
