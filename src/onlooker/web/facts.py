@@ -112,6 +112,9 @@ class Facts:
                 {"what": "series_overflow", "count": aggregator.overflowed,
                  "why": "more kinds of requests than limits.series: these are summed in one line"}
             )  # fmt: skip
+        if shed := agent.pipeline.overload.shed:
+            why = "limits.cpu_percent or limits.memory was reached: these requests are counted but became no span"
+            found.append({"what": "traces_shed", "count": shed, "why": why})
         for exporter in self._exporters():
             stats = exporter.stats()
             if stats.last_error and stats.last_error_unix_ns > stats.last_success_unix_ns:
