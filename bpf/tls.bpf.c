@@ -35,6 +35,7 @@ enum abi {
 	ABI_GO_READER = 6,
 	ABI_EVENT = 7,
 	ABI_SENDFILE = 8,
+	ABI_NSPR = 9,
 };
 
 #define COOKIE_RETURN (1ULL << 40)
@@ -236,22 +237,24 @@ static __always_inline bool call_begins(struct pt_regs *regs, __u64 cookie, __u3
 		return false;
 	key->address = register_of(regs, COOKIE_REGISTER(cookie, 0));
 	thread->tls_session = key->address;
-	thread->tls_handshake = abi == ABI_EVENT;
+	/* what NSPR moves may as well be no TLS: the socket's own bytes must say so */
+	thread->tls_handshake = abi == ABI_EVENT || abi == ABI_NSPR;
 	thread->tls_ahead = 0;
 	thread->tls_buffer = register_of(regs, COOKIE_REGISTER(cookie, 1));
 	thread->tls_length = register_of(regs, COOKIE_REGISTER(cookie, 2));
 	thread->tls_moved_at = register_of(regs, COOKIE_REGISTER(cookie, 3));
-	if (thread->tls_socket) {
+	if (thread->tls_socket && abi != ABI_NSPR) {
 		tls_adopt(key, thread->tls_socket);
 		thread->tls_socket = 0;
 	}
-	if (COOKIE_DIRECTION(cookie) != DIRECTION_SEND || (abi != ABI_COUNT && abi != ABI_FLAG && abi != ABI_RUST_RESULT))
+	if (COOKIE_DIRECTION(cookie) != DIRECTION_SEND ||
+	    (abi != ABI_COUNT && abi != ABI_FLAG && abi != ABI_RUST_RESULT && abi != ABI_NSPR))
 		return false;
-	session = tls_session_make(key);
+	session = abi == ABI_NSPR ? tls_session_of(key) : tls_session_make(key);
 	/* without a socket yet, it could not be said whose request it is */
 	if (!session || !session->socket || (session->c.protocol && session->c.request_direction != DIRECTION_SEND))
 		return false;
-	if (abi == ABI_COUNT)
+	if (abi == ABI_COUNT || abi == ABI_NSPR)
 		thread->tls_length = (__u32)thread->tls_length;
 	thread->tls_ahead = 1;
 	if (session->ahead >= thread->tls_length)
@@ -272,9 +275,16 @@ static __always_inline bool call_over(struct pt_regs *regs, __u32 abi, struct tl
 	key->address = thread->tls_session;
 	thread->tls_session = 0;
 	p->buffer = thread->tls_buffer;
-	if (abi == ABI_COUNT) {
+	if (abi == ABI_COUNT || abi == ABI_NSPR) {
 		if ((int)regs->ax > 0)
 			p->length = (__u32)regs->ax;
+		if (abi == ABI_NSPR) {
+			/* a descriptor that moved TLS over a socket while one of its calls ran; else a file, a pipe, plain text */
+			struct tls_session *session = tls_session_of(key);
+
+			if (!session || !session->socket)
+				return false;
+		}
 	} else if (abi == ABI_FLAG) {
 		if ((int)regs->ax == 1)
 			bpf_probe_read_user(&p->length, sizeof(p->length), (void *)thread->tls_moved_at);

@@ -46,6 +46,7 @@ need libc6-dev /usr/include/stdio.h
 need libssl-dev /usr/include/openssl/ssl.h
 need pkg-config pkg-config
 need libgnutls28-dev /usr/include/gnutls/gnutls.h
+need libnss3-dev /usr/include/nss/ssl.h
 need curl curl
 need maven mvn
 need nghttp2-client h2load
@@ -105,7 +106,13 @@ c_programs() {
 	cc -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -pthread -DWITH_GNUTLS -o "$out/bin/c-server-gnutls" \
 		"$sources/c/server.c" -lgnutls
 }
-step c "$sources"/c/*.c -- c_programs
+step c "$sources"/c/server.c "$sources"/c/client.c -- c_programs
+
+nss_program() {
+	cc -O2 -g -Wall -D_GNU_SOURCE -o "$out/bin/nss-client" "$sources/c/nss_client.c" \
+		-I/usr/include/nspr -I/usr/include/nss -lssl3 -lnss3 -lnspr4
+}
+step nss "$sources/c/nss_client.c" -- nss_program
 
 python_packages() {
 	[ -x "$out/venv/bin/python" ] || python3 -m venv "$out/venv"

@@ -37,6 +37,8 @@ static __always_inline bool classify(struct connection *c, struct sock *sk, stru
 		c->streams[(!direction) & 1].carry_length = 0;
 		return true;
 	}
+	if (n && http2_may_be_preface(w->window.bytes, length))
+		verdict = VERDICT_MORE;
 	if (verdict == VERDICT_MORE && length <= 16) {
 		bpf_probe_read_kernel(s->carry, at_most(length, 16), w->window.bytes);
 		s->carry_length = length;
@@ -45,10 +47,11 @@ static __always_inline bool classify(struct connection *c, struct sock *sk, stru
 	s->carry_length = 0;
 	if (!n)
 		return false;
-	if (http2_is_preface(w->window.bytes, n)) {
+	if (http2_is_preface(w->window.bytes, length)) {
 		/* nothing else begins like this, and the other direction need not be waited for */
 		c->protocol = PROTOCOL_HTTP2;
 		c->request_direction = direction;
+		s->carry_length = carry;
 		http2_start(&c->streams[direction & 1].walker, 1);
 		http2_start(&c->streams[(!direction) & 1].walker, 0);
 		return true;

@@ -296,7 +296,9 @@ SUBPROGRAM_1(http2_run, direction)
 static __always_inline void follow_http2(struct connection *c, struct work *w, __u32 direction)
 {
 	struct segment_scratch *scratch = scratch_of(w);
-	struct http2_walker *walker = &c->streams[direction & 1].walker;
+	struct stream *s = &c->streams[direction & 1];
+	struct http2_walker *walker = &s->walker;
+	__u32 carry = s->carry_length;
 
 	if (!scratch)
 		return;
@@ -305,12 +307,37 @@ static __always_inline void follow_http2(struct connection *c, struct work *w, _
 	scratch->to_copy = 0;
 	scratch->to_skip = 0;
 	http2_begin(walker, w->source.length - w->source.offset);
+	if (carry) {
+		/* the preface came in pieces, and the first of them did not tell what it was */
+		s->carry_length = 0;
+		if (walker->state == HTTP2_AT_PREFACE && carry <= 16) {
+			bpf_probe_read_kernel(scratch->bytes, at_most(carry, 16), s->carry);
+			scratch->copied = carry;
+			scratch->range_start -= carry;
+			walker->left = HTTP2_PREFACE - carry;
+			walker->noteworthy = 1;
+		}
+	}
+	if (!w->source.iov_count) {
+		/* in no user buffer (sendfile): payload, where one is due */
+		if (walker->state != HTTP2_IN_PAYLOAD || w->source.length > walker->left)
+			count_loss(LOSS_UNREADABLE);
+		http2_unseen(walker, w->source.length);
+		w->source.offset = w->source.length;
+		if (walker->noteworthy)
+			emit_frames(c, w, direction, 0);
+		return;
+	}
 	for (int i = 0; i < FRAME_STEPS; i++)
 		if (!http2_run(c, w, direction))
 			break;
 	if (w->source.offset < w->source.length) {
-		count_loss(w->source.iov_count ? LOSS_STEPS : LOSS_UNREADABLE);
-		http2_unseen(walker, w->source.length - w->source.offset);
+		__u32 passed = w->source.offset + scratch->to_copy + scratch->to_skip;
+
+		/* the walker has gone past what was to be copied */
+		count_loss(scratch->to_copy ? LOSS_UNREADABLE : LOSS_STEPS);
+		if (passed < w->source.length)
+			http2_unseen(walker, w->source.length - passed);
 		w->source.offset = w->source.length;
 	}
 	if (walker->noteworthy)

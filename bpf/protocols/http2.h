@@ -213,6 +213,12 @@ HTTP2_INLINE int http2_is_preface(const __u8 *bytes, __u32 visible)
 	       bytes[14] == '\r' && bytes[15] == '\n';
 }
 
+/* Whether they are too few to tell, and may be the beginning of that.  Go's server reads 14 bytes first. */
+HTTP2_INLINE int http2_may_be_preface(const __u8 *bytes, __u32 visible)
+{
+	return visible >= 4 && visible < 16 && bytes[0] == 'P' && bytes[1] == 'R' && bytes[2] == 'I' && bytes[3] == ' ';
+}
+
 /* A connection seen from its beginning; is_client: this is the direction from the client. */
 HTTP2_INLINE void http2_start(struct http2_walker *w, int is_client)
 {

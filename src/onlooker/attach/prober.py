@@ -49,11 +49,10 @@ _LOADER: Final = re.compile(r"ld-(linux|musl|\d)|ld\.so|ld64")
 
 UNFOLLOWED: Final = {
     TlsKind.RUSTLS: "rustls reads and writes by two objects that have no address in common: they cannot be joined",
-    TlsKind.NSS: "NSPR moves plain files and sockets by the same functions: what is TLS cannot be told",
 }
 """Libraries whose functions are found, but whose plaintext would be put together wrongly."""
 
-ENDS_SESSION: Final = frozenset({"SSL_free", "gnutls_deinit"})
+ENDS_SESSION: Final = frozenset({"SSL_free", "gnutls_deinit", "PR_Close"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class Abi(enum.Enum):
     GO_READER = "go_reader"  # *bytes.Reader 0, buffer 1, capacity 2: the same, before it is copied
     EVENT = "event"  # connection 0; moves nothing
     SENDFILE = "sendfile"  # connection 0, file 1, offset 2, length 3; returns the bytes moved, which are in no buffer
+    NSPR = "nspr"  # as COUNT, of a descriptor that may be anything: TLS if a socket under it moves TLS meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,8 @@ _RUST_FUNCTIONS: tuple[tuple[str, Direction, Abi, bytes, tuple[bytes, ...]], ...
         (b"_RNvX", b"6rustls4conn", b"6" + kind, b"2io", method[0] + method[1]),
     )
 )
+_NSS_ABOVE = frozenset({"libssl3.so", "libxul.so"})
+"""What speaks TLS on top of NSPR."""
 _OPENSSL_VERSION = re.compile(rb"OpenSSL \d+\.\d+\.\d+[a-z]{0,2}")
 _RUSTLS_VERSION = re.compile(rb"rustls-\d+\.\d+\.\d+")
 _STATIC_MARKS = {
@@ -187,8 +190,10 @@ class TlsCatalog:
     def libraries(self, pid: int) -> list[TlsLibrary]:
         """The TLS implementations of a process; empty if it has none or is gone."""
         found: list[TlsLibrary] = []
+        names: set[str] = set()
         for file in mapped_files(pid, self._proc):
             name = os.path.basename(file.path)
+            names.add(name)
             if _NEVER.match(name) or not file.path.startswith("/"):
                 continue
             opened = self._open(pid, file)
@@ -207,6 +212,8 @@ class TlsCatalog:
                 )
                 for finding in findings
             ]  # fmt: skip
+        if not names & _NSS_ABOVE:  # NSPR alone is no TLS, and a probe on each of its reads would be dear
+            found = [library for library in found if library.kind is not TlsKind.NSS]
         return _without_shims(found)
 
     def _open(self, pid: int, file: MappedFile) -> tuple[int, str] | None:
@@ -305,11 +312,11 @@ def _pair(chooser: SiteChooser, symbol: Symbol, direction: Direction, abi: Abi, 
 
 
 def _plain(
-    chooser: SiteChooser, symbols: Mapping[str, Symbol], names: Mapping[str, Direction]
+    chooser: SiteChooser, symbols: Mapping[str, Symbol], names: Mapping[str, Direction], abi: Abi = Abi.COUNT
 ) -> dict[str, TlsFunction]:
     found: dict[str, TlsFunction] = {}
     for name, direction in names.items():
-        function = _pair(chooser, symbols[name], direction, Abi.COUNT, 3) if name in symbols else None
+        function = _pair(chooser, symbols[name], direction, abi, 3) if name in symbols else None
         if function is not None:
             found[name] = function
     return found
@@ -399,9 +406,8 @@ def _nspr(chooser: SiteChooser, symbols: Mapping[str, Symbol]) -> Finding:
     names = {
         "PR_Read": Direction.READ, "PR_Recv": Direction.READ, "PR_Write": Direction.WRITE, "PR_Send": Direction.WRITE
     }  # fmt: skip
-    functions = _plain(chooser, symbols, names) | _events(chooser, symbols, ("PR_Close",))
-    reason = "NSPR serves plain files and sockets with the same functions: what is no protocol is passed over"
-    return Finding(TlsKind.NSS, "", functions, names.keys() <= functions.keys(), reason)
+    functions = _plain(chooser, symbols, names, Abi.NSPR) | _events(chooser, symbols, ("PR_Close",))
+    return Finding(TlsKind.NSS, "", functions, names.keys() <= functions.keys())
 
 
 _GO_READ, _GO_WRITE = "crypto/tls.(*Conn).Read", "crypto/tls.(*Conn).Write"

@@ -22,6 +22,7 @@ _RPC_DIMS: Final = (
     semconv.HTTP_RESPONSE_STATUS_CODE,
     semconv.HTTP_ROUTE,
     semconv.URL_SCHEME,
+    semconv.NETWORK_PROTOCOL_VERSION,
     semconv.RPC_METHOD,
     semconv.RPC_SYSTEM_NAME,
     semconv.RPC_RESPONSE_STATUS_CODE,

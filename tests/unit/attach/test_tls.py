@@ -84,12 +84,13 @@ def test_gnutls() -> None:
 
 
 @pytest.mark.skipif(not _NSPR, reason="no NSPR")
-def test_nspr_says_that_it_serves_plain_files_too() -> None:
+def test_nspr_is_followed_where_its_descriptors_carry_tls() -> None:
     with ElfFile(_NSPR) as elf:
         (finding,) = examine(elf)
     assert finding.kind is TlsKind.NSS
     assert {"PR_Read", "PR_Write", "PR_Send", "PR_Recv"} <= finding.functions.keys()
-    assert "plain files" in finding.reason
+    assert finding.visible
+    assert {function.abi for name, function in finding.functions.items() if name != "PR_Close"} == {Abi.NSPR}
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node")
