@@ -11,6 +11,7 @@ without start and first calls.  Kernel, threads and sockets are not in it: `benc
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import subprocess
 import sys
@@ -37,6 +38,8 @@ from onlooker.capture import _records  # noqa: E402
 from onlooker.capture.capture import Records  # noqa: E402
 from onlooker.config import load  # noqa: E402
 from onlooker.export.otlp_traces import SpanEncoder  # noqa: E402
+from onlooker.export.span_buffer import SpanBuffer  # noqa: E402
+from onlooker.settings import SPAN_WAIT_S  # noqa: E402
 from onlooker.store import MEMORY, Store, StoreOptions  # noqa: E402
 
 PID = 4711
@@ -73,6 +76,10 @@ def records(rows: int, *, paths: int, connections: int, query: bool, seed: int) 
     return made
 
 
+def void(_chunks: object) -> None:
+    """Where the requests go."""
+
+
 def pipeline(options: argparse.Namespace) -> Pipeline:
     """A pipeline with one known service, and the sinks that are asked for."""
     loaded = load(None, environ={"ONLOOKER_WEB_PORT": "0"}, flags={}, euid=0)
@@ -85,15 +92,20 @@ def pipeline(options: argparse.Namespace) -> Pipeline:
     made = Pipeline(loaded, cast("Any", None), cast("Any", nothing), cast("Any", nothing), identities)
     table = made.aggregator.table
     if options.store:
-        store = Store(StoreOptions(MEMORY), table, lambda: identities.services)
+        store = Store(StoreOptions(MEMORY), table, lambda: identities.services, redact=made.redactor.apply)
         made.sinks.append(store.put)
     if options.otlp:
-        encoder = SpanEncoder(version=__version__, max_spans=4096)
+        seconds = itertools.count()  # a round is one, as when it is quiet
+        buffer = SpanBuffer(
+            SpanEncoder(version=__version__, max_spans=4096), max_age_s=SPAN_WAIT_S, clock=lambda: float(next(seconds))
+        )
 
         def export(batch: RequestBatch) -> None:
-            encoder.encode(batch, table, identities.services, made.values)
+            buffer.put(batch, table, identities.services, made.values)
 
         made.sinks.append(export)
+        made.settle.append(lambda: void(buffer.take(table, identities.services, made.values)))
+        made.shows_spans = True
     return made
 
 

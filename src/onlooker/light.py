@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 # mallopt(3)
@@ -54,12 +55,61 @@ def release_start() -> None:
     gc.collect()
     gc.freeze()
     _trim()
+    unmap_files()
 
 
 def release_memory() -> None:
-    """Give back what the heap keeps for the next batch."""
+    """Give back what the heap keeps for the next batch, and pages of files that may not be needed again."""
     gc.collect()
     _trim()
+    unmap_files()
+
+
+def unmap_files(smaps: str = "/proc/self/smaps") -> int:
+    """Let go of the pages of programs and libraries; those that are needed again come back from the page cache.
+
+    Loading touches far more of them than running does: 20 MB of relocations, symbol tables and code that ran once.
+    Only mappings that are read-only and have no page of their own are touched (relocated data and breakpoints are such
+    pages), so nothing is lost.
+
+    Returns:
+        Bytes that were mapped from files before.
+    """
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if madvise is None:
+        return 0
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    given = 0
+    try:
+        with open(smaps) as file:
+            for start, end, resident in _clean_mappings(file):
+                if not madvise(start, end - start, mmap.MADV_DONTNEED):
+                    given += resident
+    except (OSError, ValueError):
+        pass  # a hidden /proc: the pages stay
+    return given
+
+
+def _clean_mappings(lines: Iterable[str]) -> Iterator[tuple[int, int, int]]:
+    """Start, end and resident bytes of the read-only private mappings of files without a page of their own."""
+    where: tuple[int, int] | None = None
+    resident = 0
+    for line in lines:
+        words = line.split()
+        if not words[0].endswith(":"):
+            start, _, end = words[0].partition("-")
+            wanted = words[1] in ("r--p", "r-xp") and words[4] != "0"
+            where, resident = ((int(start, 16), int(end, 16)) if wanted else None), 0
+        elif where is None:
+            continue
+        elif words[0] == "Rss:":
+            resident = int(words[1]) << 10
+        elif words[0] in ("Anonymous:", "Swap:") and words[1] != "0":
+            where = None
+        elif words[0] == "VmFlags:":  # the last line of each
+            if resident and "lo" not in words:  # locked pages stay
+                yield *where, resident
+            where = None
 
 
 def _trim() -> None:

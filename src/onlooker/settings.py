@@ -29,6 +29,7 @@ def route_options(config: Config) -> RouteOptions:
         unmatched=cast(Unmatched, routes.unmatched),
         wildcard_char=routes.wildcard_char,
         max_path_segment_cardinality=routes.max_path_segment_cardinality,
+        max_routes=config.limits.series,
     )
 
 

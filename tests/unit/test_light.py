@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from onlooker.light import _clean_mappings
+
 
 def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
@@ -61,3 +63,71 @@ def test_one_heap_serves_all_threads() -> None:
         "import gc; print(gc.get_freeze_count() > 1000)"
     )
     assert out.split("\n") == ["True", "True"]
+
+
+def test_pages_of_libraries_are_let_go_and_come_back() -> None:
+    out = run(
+        "from onlooker.light import import_libraries, unmap_files\n"
+        "import_libraries()\n"
+        "import numpy\n"
+        "def of_files():\n"
+        "    lines = open('/proc/self/status').read().split('\\n')\n"
+        "    return next(int(l.split()[1]) for l in lines if l.startswith('RssFile'))\n"
+        "before = of_files()\n"
+        "given = unmap_files()\n"
+        "after = of_files()\n"
+        "import json, sqlite3, decimal\n"
+        "print(given > 0, after < before / 2, numpy.arange(1000).sum(), json.dumps(str(decimal.Decimal(1) / 3))[:5])"
+    )
+    assert out == 'True True 499500 "0.33'
+
+
+MAPS = """\
+7f0000000000-7f0000001000 r-xp 00000000 fd:01 11 /usr/lib/clean.so
+Rss:                   4 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+VmFlags: rd ex mr mw me
+7f0000002000-7f0000003000 r--p 00000000 fd:01 11 /usr/lib/relocated.so
+Rss:                   4 kB
+Anonymous:             4 kB
+Swap:                  0 kB
+VmFlags: rd mr mw me
+7f0000004000-7f0000005000 rw-p 00000000 fd:01 11 /usr/lib/data.so
+Rss:                   4 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+VmFlags: rd wr mr mw me
+7f0000006000-7f0000007000 r--s 00000000 fd:01 11 /shared
+Rss:                   4 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+VmFlags: rd mr
+7f0000008000-7f0000009000 r--p 00000000 00:00 0
+Rss:                   4 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+VmFlags: rd mr
+7f000000a000-7f000000b000 r--p 00000000 fd:01 11 /usr/lib/swapped.so
+Rss:                   0 kB
+Anonymous:             0 kB
+Swap:                  4 kB
+VmFlags: rd mr
+7f000000c000-7f000000d000 r--p 00000000 fd:01 11 /usr/lib/locked.so
+Rss:                   4 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+VmFlags: rd mr lo
+7f000000e000-7f0000010000 r--p 00000000 fd:01 11 /usr/lib/path with a blank.so
+Rss:                   8 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+VmFlags: rd mr
+"""
+
+
+def test_only_read_only_pages_that_nobody_changed_are_let_go() -> None:
+    assert list(_clean_mappings(MAPS.splitlines())) == [
+        (0x7F0000000000, 0x7F0000001000, 4096),
+        (0x7F000000E000, 0x7F0000010000, 8192),
+    ]

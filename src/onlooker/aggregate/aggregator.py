@@ -70,8 +70,9 @@ from onlooker.snapshot import (
 AGGREGATED: Final = "AGGREGATED"
 SOURCE_NAME: Final = "onlooker"
 
-_NAMED_WINDOWS: Final = 512
-_OTHER_WINDOWS: Final = 256
+_NAMED_WINDOWS: Final = 256
+_OTHER_WINDOWS: Final = 128
+"""Rows of the last minute, 10 KB each: by name, and one a service and kind for the names that find no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +236,8 @@ class Aggregator:
         np.add.at(self._calls, at, 1)
         self._seen_unix_ns[at] = now
         self._windows.add(self._window_of[at], duration, stream, failed, now)
-        streaming = bool(stream.any())
-        if streaming:
-            self.streams += int(stream.sum())
+        streaming = int(np.count_nonzero(stream))
+        self.streams += streaming
         for measure in layout.measures:
             if measure in IN_NS:
                 rows = np.flatnonzero(~stream) if streaming else None

@@ -73,15 +73,17 @@ class Windows:
     def add(self, rows: I4, duration_ns: I8, stream: NDArray[np.bool_], failed: NDArray[np.bool_], now_ns: int) -> None:
         """Count finished requests; ``rows`` as given by `row`."""
         slot = self._slot(now_ns)
-        with np.errstate(divide="ignore"):
-            octave = np.log2(np.maximum(duration_ns, 1).astype(np.float32))
-        bucket = ((octave - FIRST_OCTAVE) * PER_OCTAVE).astype(np.int32)
-        np.clip(bucket, 0, STREAM - 1, out=bucket)
-        if stream.any():
+        octave = np.log2(np.maximum(duration_ns, 1).astype(np.float32))
+        octave -= FIRST_OCTAVE
+        octave *= PER_OCTAVE
+        bucket = octave.astype(np.int32)
+        np.maximum(bucket, 0, out=bucket)
+        np.minimum(bucket, STREAM - 1, out=bucket)
+        if np.count_nonzero(stream):
             bucket[stream] = STREAM
         bucket += rows * BUCKETS
         np.add.at(self._counts[slot].reshape(-1), bucket, np.uint32(1))
-        if failed.any():
+        if np.count_nonzero(failed):
             np.add.at(self._errors[slot], rows[failed], np.uint32(1))
 
     def _slot(self, now_ns: int) -> int:

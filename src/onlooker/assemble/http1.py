@@ -6,9 +6,11 @@ record, absolute targets.  May drop: halves whose other half never came (counted
 
 from __future__ import annotations
 
+import functools
 import re
 import socket
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -57,11 +59,14 @@ _ABSOLUTE: Final = re.compile(rb"(?i)https?://([^/?#]*)")
 
 _SHARED: Final = (
     "method", "error", "status", "flags", "tgid", "tid", "connection_id", "sequence", "target_length", "target_start",
-    "host_length", "role", "tls", "text_length", "request_start_mono_ns", "request_end_mono_ns",
-    "response_start_mono_ns", "response_end_mono_ns", "request_body_bytes", "response_body_bytes", "local_address",
-    "remote_address", "local_port", "remote_port", "trace_id", "span_id", "parent_span_id", "trace_flags",
-    "parent_source",
+    "host_length", "role", "tls", "text_length", "local_address", "remote_address", "local_port", "remote_port",
+    "trace_id", "span_id", "parent_span_id", "trace_flags", "parent_source",
 )  # fmt: skip
+_NUMBERS: Final = (
+    "request_start_mono_ns", "request_end_mono_ns", "response_start_mono_ns", "response_end_mono_ns",
+    "request_body_bytes", "response_body_bytes",
+)  # fmt: skip
+"""Neighbours in a record, so that one copy takes all six."""
 
 
 class Http1:
@@ -78,9 +83,10 @@ class Http1:
         self._values = values
         self._hash = TextHasher(rng)
         self._hosts = HashCache(8192)
-        self._methods: I4 = np.array([values.id(name) for name in METHODS], np.int32)
-        self._errors: I4 = np.array([values.id(name or None) for name in ERRORS], np.int32)
-        self._schemes: I4 = np.array([values.id("http"), values.id("https")], np.int32)
+        # by the whole byte: what no table knows is like its last entry
+        self._methods = _table([values.id(name) for name in METHODS])
+        self._errors = _table([values.id(name or None) for name in ERRORS])
+        self._schemes = _table([values.id("http"), values.id("https")])
         self._statuses: I4 = np.zeros(1 << 16, np.int32)
         self._status_errors: I4 = np.zeros(1 << 16, np.int32)
         self._ports: I4 = np.zeros(1 << 16, np.int32)
@@ -217,44 +223,42 @@ class Http1:
         count = len(column["role"])
         kind: U1 = column["role"]  # enum role has OTLP's numbers
         server = kind == SpanKind.SERVER
-        pool, text_start, target_start, target_length, path_length = self._texts_of(parts, column)
+        serving = int(np.count_nonzero(server))
+        pool, text_start, target_start, target_length, path_length, has_question = self._texts_of(parts, column)
+        start, request_end, response_start, end, request_bytes, response_bytes = _numbers(parts, offset_ns)
 
         status = column["status"]
-        error = column["error"]
-        failed = (status == 0) | (error != 0) | np.where(server, status >= 500, status >= 400)
         dims = np.zeros((count, len(DIM_NAMES)), np.int32)
-        dims[:, _METHOD] = self._methods[np.minimum(column["method"], len(METHODS) - 1)]
-        dims[:, _SCHEME] = self._schemes[np.minimum(column["tls"], 1)]
+        dims[:, _METHOD] = self._methods.take(column["method"])
+        dims[:, _SCHEME] = self._schemes.take(column["tls"])
         dims[:, _STATUS] = self._ids_of(self._statuses, status, int)
-        ports = np.where(server, column["local_port"], column["remote_port"])
+        if serving == count:
+            ports = column["local_port"]
+        else:
+            ports = np.where(server, column["local_port"], column["remote_port"])
         dims[:, _PORT] = self._ids_of(self._ports, ports, int)
-        if failed.any():
-            by_status = self._ids_of(self._status_errors, np.where(failed, status, 0), str)
-            by_error = self._errors[np.minimum(error, len(ERRORS) - 1)]
-            dims[:, _ERROR] = np.where(failed, np.where(error != 0, by_error, by_status), 0)
+        failed = self._failed(column, server, dims)
 
-        path = Text(pool, target_start, np.where(path_length < 0, -1, path_length).astype(np.int32))
-        query_length = target_length - path_length - 1
-        has_query = (query_length >= 0) & (path_length >= 0)
-        query = Text(pool, target_start + path_length + 1, np.where(has_query, query_length, -1).astype(np.int32))
+        path = Text(pool, target_start, path_length.astype(np.int32))
         varying: dict[str, Text | I8] = {semconv.URL_PATH: path}
-        if has_query.any():
-            varying[semconv.URL_QUERY] = query
+        if has_question:
+            query_length = target_length - path_length - 1
+            has_query = (query_length >= 0) & (path_length >= 0)
+            if has_query.any():
+                lengths = np.where(has_query, query_length, -1).astype(np.int32)
+                varying[semconv.URL_QUERY] = Text(pool, target_start + path_length + 1, lengths)
         batch = RequestBatch(
             protocol=np.full(count, _PROTOCOL_HTTP1, np.uint8),
             kind=kind,
             pid=column["tgid"].astype(np.int32),
             tid=column["tid"].astype(np.int32),
             connection=column["connection_id"],
-            start_unix_ns=column["request_start_mono_ns"].astype(np.int64) + offset_ns,
-            request_end_unix_ns=column["request_end_mono_ns"].astype(np.int64) + offset_ns,
-            response_start_unix_ns=np.where(
-                column["response_start_mono_ns"] != 0, column["response_start_mono_ns"].astype(np.int64) + offset_ns, 0
-            ),
-            end_unix_ns=np.maximum(column["response_end_mono_ns"], column["request_start_mono_ns"]).astype(np.int64)
-            + offset_ns,
-            request_bytes=column["request_body_bytes"].astype(np.int64),
-            response_bytes=column["response_body_bytes"].astype(np.int64),
+            start_unix_ns=start,
+            request_end_unix_ns=request_end,
+            response_start_unix_ns=response_start,
+            end_unix_ns=end,
+            request_bytes=request_bytes,
+            response_bytes=response_bytes,
             local_address=column["local_address"],
             remote_address=column["remote_address"],
             local_port=column["local_port"],
@@ -264,26 +268,42 @@ class Http1:
             parent_span_id=column["parent_span_id"],
             trace_flags=column["trace_flags"],
             parent_source=column["parent_source"],
-            status=np.where(failed, np.uint8(StatusCode.ERROR), np.uint8(StatusCode.UNSET)),
+            status=failed,
             stream=(column["flags"] & _REQUEST_STREAM) != 0,
             dims=dims,
             dim_names=DIM_NAMES,
             name=np.zeros(count, np.int32),
             varying=varying,
         )
-        if server.any():
+        if serving:
             varying[semconv.CLIENT_ADDRESS] = _address_text(
                 column["remote_address"], server & (column["remote_port"] != 0)
             )
-        if not server.all():
+        if serving < count:
             self._client_columns(batch, column, pool, text_start, target_start, target_length)
         return batch
 
+    def _failed(self, column: dict[str, NDArray[Any]], server: NDArray[np.bool_], dims: I4) -> U1:
+        """`StatusCode` of each row; failed ones get their ``error.type``."""
+        status, error = column["status"], column["error"]
+        if int(status.min()) > 0 and int(status.max()) < 400 and not np.count_nonzero(error):
+            return np.zeros(len(status), np.uint8)  # StatusCode.UNSET
+        failed = (status == 0) | (error != 0) | (status >= np.where(server, 500, 400))
+        by_status = self._ids_of(self._status_errors, np.where(failed, status, 0), str)
+        dims[:, _ERROR] = np.where(failed, np.where(error != 0, self._errors.take(error), by_status), 0)
+        return np.where(failed, np.uint8(StatusCode.ERROR), np.uint8(StatusCode.UNSET))
+
     def _texts_of(
         self, parts: list[NDArray[Any]], column: dict[str, NDArray[Any]]
-    ) -> tuple[U1, I8, I8, NDArray[np.int64], NDArray[np.int64]]:
-        """The pool of all texts, with the offset of each row's text and target, and the lengths of target and path."""
+    ) -> tuple[U1, I8, I8, NDArray[np.int64], NDArray[np.int64], bool]:
+        """Where the texts are.
+
+        Returns:
+            The pool of all texts, the offset of each row's text and target, the lengths of target and path, and
+            whether there may be a query.
+        """
         pools, starts, questions = [], [], []
+        has_question = False
         base = 0
         for part in parts:
             text = part["text"]
@@ -295,7 +315,9 @@ class Http1:
             # a method has no question mark, and behind the target's end the comparison below cuts it off
             question_of = np.full(len(part), width, np.int64)
             hits = np.flatnonzero(flat == _QUESTION)[::-1]
-            if hits.size:  # backwards, so that of several the first of a row is written last, and stays
+            if hits.size:
+                has_question = True
+                # backwards, so that of several the first of a row is written last, and stays
                 question_of[hits // width] = hits % width
             questions.append(question_of)
         pool = pools[0] if len(pools) == 1 else np.concatenate(pools)
@@ -304,12 +326,15 @@ class Http1:
         begin = np.minimum(column["target_start"], column["text_length"]).astype(np.int64)
         available = np.maximum(column["text_length"].astype(np.int64) - begin - column["host_length"], 0)
         target_length = np.minimum(column["target_length"].astype(np.int64), available)
-        path_length = np.minimum(np.maximum(question - begin, 0), target_length)
+        path_length = target_length.copy()
+        if has_question:
+            np.minimum(np.maximum(question - begin, 0), target_length, out=path_length)
         target_start = text_start + begin
         if self._texts:
             pool = self._long_lines(column, pool, target_start, target_length, path_length)
+            has_question = True
         # the rare targets that do not begin with a path
-        odd = (target_length > 0) & (pool[np.minimum(target_start, pool.size - 1)] != _SLASH)
+        odd = (pool.take(target_start, mode="clip") != _SLASH) & (target_length > 0)
         for row in np.flatnonzero(odd):
             start, length = int(target_start[row]), int(target_length[row])
             target = pool[start : start + length].tobytes()
@@ -319,7 +344,7 @@ class Http1:
                 path_length[row] = max(int(path_length[row]) - found.end(), 0)
             elif target != b"*":
                 path_length[row] = -1  # CONNECT: an authority is no path
-        return pool, text_start, target_start, target_length, path_length
+        return pool, text_start, target_start, target_length, path_length, has_question
 
     def _long_lines(
         self,
@@ -384,13 +409,40 @@ class Http1:
 
     def _ids_of(self, table: I4, numbers: NDArray[Any], kind: type[int] | type[str]) -> I4:
         """Interned ids of small numbers, by a table filled on demand; 0 stays 0."""
-        ids: I4 = table[numbers]
+        ids: I4 = table.take(numbers)
+        if int(ids.min()) > 0:
+            return ids
         missing = (ids == 0) & (numbers != 0)
         if missing.any():
             for number in np.unique(numbers[missing]):
                 table[number] = self._values.id(kind(number))
             ids = table[numbers]
         return ids
+
+
+def _table(ids: list[int]) -> I4:
+    """Ids by byte."""
+    return np.array([ids[min(i, len(ids) - 1)] for i in range(256)], np.int32)
+
+
+def _numbers(parts: list[NDArray[Any]], offset_ns: int) -> NDArray[np.int64]:
+    """``(6, n)``: the `_NUMBERS` of all rows, times as Unix time; a response that never began stays 0."""
+    block = np.concatenate([part.view(_numbers_of(part.dtype))["numbers"] for part in parts]).T.copy()
+    never = block[2] == 0
+    block[:4] += offset_ns
+    if never.any():
+        block[2][never] = 0
+    np.maximum(block[3], block[0], out=block[3])
+    return block
+
+
+@functools.cache
+def _numbers_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """A record seen as one array of `_NUMBERS`."""
+    fields: Mapping[str, Any] = dtype.fields or {}
+    first = int(fields[_NUMBERS[0]][1])
+    assert [fields[name][1] for name in _NUMBERS] == [first + 8 * i for i in range(len(_NUMBERS))]
+    return np.dtype({"names": ["numbers"], "formats": [("<i8", (6,))], "offsets": [first], "itemsize": dtype.itemsize})
 
 
 def _host_name(host: bytes | None) -> str | None:

@@ -30,7 +30,7 @@ _SEPARATORS: Final = re.compile(r"[-_. ]")
 _CAMEL: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def is_word(part: str) -> bool:
     """Whether letters look like a word, or like words written together (``getUserById``)."""
     letters = _OTHER.sub("", part)
@@ -56,7 +56,7 @@ def _is_name(segment: str) -> bool:
     return all(part and is_word(part) for part in _SEPARATORS.split(segment))
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def _cluster_segment(segment: str, wildcard: str) -> str:
     return segment if not segment or _is_name(segment) else wildcard
 

@@ -27,15 +27,18 @@ OTHER_METHOD_NAME: Final = "HTTP"
 """What a span of an unknown method is called: semantic conventions, HTTP spans, "Name"."""
 
 _MAX_TRIES: Final = 1_024
-_MAX_ROUTES: Final = 20_000
-"""Distinct routes; with ``unmatched: path`` a crawler would fill the table that all stages share."""
 _ANY_ROUTE: Final = "/**"
 _MAX_PATH_CHARACTERS: Final = 1_024
 
 
 @dataclass(frozen=True, slots=True)
 class RouteOptions:
-    """The section ``routes`` of the configuration."""
+    """The section ``routes`` of the configuration.
+
+    Attributes:
+        max_routes: Distinct routes; with ``unmatched: path`` a crawler would fill the table that all stages share.
+            Each makes a series at least, so ``limits.series`` bounds them, too.
+    """
 
     patterns: tuple[str, ...] = ()
     ignored_patterns: tuple[str, ...] = ()
@@ -43,6 +46,7 @@ class RouteOptions:
     unmatched: Unmatched = "low-cardinality"
     wildcard_char: str = "*"
     max_path_segment_cardinality: int = 10
+    max_routes: int = 10_000
 
 
 class Routes:
@@ -202,7 +206,7 @@ class Routes:
     def _bounded(self, route: str | None) -> str | None:
         if route is None or route in self._routes:
             return route
-        if len(self._routes) >= _MAX_ROUTES:
+        if len(self._routes) >= self._options.max_routes:
             self.capped += 1
             return _ANY_ROUTE
         self._routes.add(route)

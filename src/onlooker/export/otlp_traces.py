@@ -124,8 +124,9 @@ class _Headers:
         self.width = len(self.of(limit))
         self.pool = np.zeros(4 * self.width, np.uint8)
         self.used = 0
-        self.start = np.full(limit + 1, -1, np.int64)
-        self.length = np.zeros(limit + 1, np.int64)
+        # by length; grown to the longest value, which mostly is short
+        self.start = np.full(65, -1, np.int64)
+        self.length = np.zeros(65, np.int64)
 
     def of(self, length: int) -> bytes:
         """The header of a value of ``length`` bytes."""
@@ -135,7 +136,12 @@ class _Headers:
 
     def prepare(self, lengths: I8) -> None:
         """Make sure that the headers for these lengths are there."""
-        for length in np.flatnonzero(np.bincount(lengths)):
+        known = np.bincount(lengths)
+        if len(known) > len(self.start):
+            more = max(len(known), 2 * len(self.start)) - len(self.start)
+            self.start = np.append(self.start, np.full(more, -1, np.int64))
+            self.length = np.append(self.length, np.zeros(more, np.int64))
+        for length in np.flatnonzero(known):
             if self.start[length] >= 0:
                 continue
             data = self.of(int(length))
@@ -185,7 +191,7 @@ class SpanEncoder:
     """
 
     def __init__(
-        self, *, version: str, max_spans: int = 4096, max_bytes: int = 4 << 20, cache_bytes: int = 4 << 20
+        self, *, version: str, max_spans: int = 4096, max_bytes: int = 4 << 20, cache_bytes: int = 1 << 20
     ) -> None:
         self.max_spans = max_spans
         self.max_bytes = max_bytes

@@ -155,9 +155,8 @@ def test_forgetting_a_service_frees_its_trie():
     assert {service for service, _ in stage._tries} == {2}
 
 
-def test_routes_are_capped_whatever_is_chosen(monkeypatch):
-    monkeypatch.setattr("onlooker.enrich.routes._MAX_ROUTES", 10)
+def test_routes_are_capped_whatever_is_chosen():
     rows = [a_request(path=b"/item/%d" % i) for i in range(30)]
-    batch, values, stage = apply(rows, unmatched="path")
+    batch, values, stage = apply(rows, unmatched="path", max_routes=10)
     assert routes_of(batch, values) == [f"/item/{i}" for i in range(10)] + ["/**"] * 20
     assert stage.capped == 20
