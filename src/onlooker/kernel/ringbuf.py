@@ -4,7 +4,8 @@ Records of one ring have one size, which with the 8-byte header is a power of tw
 stands at ``i * stride``.  Source: Documentation/bpf/ringbuf.rst.
 
 The kernel maps every page of a ring at once, twice in a row, and each counts as resident: 16 MiB of rings would show as
-33 MB of this process.  So the data is mapped only while it is copied out, and no more of it than was written.
+33 MB of this process.  So the data is mapped only while it is copied out, and no more of it than was written; but for a
+small ring, which is read for every program that starts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _BUSY = np.uint32(1 << 31)
 _DISCARDED = np.uint32(1 << 30)
 _WINDOW_BYTES = 1 << 20
 """Mapped at once: bounds what a ring that filled up adds to the resident memory."""
+_SMALL_BYTES = 256 << 10
+"""A ring of this size stays mapped: a mapping made for a record costs twenty times its copy."""
 _KEPT_BYTES = 1 << 20
 """The copy of a run up to this size goes into memory that is kept: fresh pages for every run would cost more than the
 copy."""
@@ -43,6 +46,11 @@ class Ring:
         self._position = self._consumer[0]
         self._closed = False
         self._kept = np.empty(0, np.uint8)
+        self._whole = self._map(0, 2 * size) if size <= _SMALL_BYTES else None
+
+    def _map(self, start: int, length: int) -> mmap.mmap:
+        """Map data of the ring; the pages of the two positions stand before it."""
+        return mmap.mmap(self.fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=2 * mmap.PAGESIZE + start)
 
     @property
     def fill(self) -> int:
@@ -85,26 +93,14 @@ class Ring:
     def _copy_run(self, position: int, stop: int, into: NDArray[np.uint8]) -> tuple[int, int]:
         """Copy the finished records between two positions: bytes gone through, and records copied."""
         start = position % self.size
-        before = start % mmap.PAGESIZE
         length = stop - position
-        # pages of positions first; a run over the end goes on in the second copy of the data
-        with mmap.mmap(
-            self.fd, before + length, mmap.MAP_SHARED, mmap.PROT_READ, offset=2 * mmap.PAGESIZE + start - before
-        ) as window:
-            whole = np.frombuffer(window, np.uint8, length, before).reshape(-1, self.stride)
-            headers = whole[:, :4].copy().view(np.uint32)[:, 0]
-            flagged = headers & (_BUSY | _DISCARDED)
-            if not flagged.any():
-                into[: len(whole)] = whole[:, 8:]
-                counts = length, len(whole)
-            else:
-                busy = np.flatnonzero(flagged & _BUSY)
-                done = int(busy[0]) if busy.size else len(whole)
-                finished = np.flatnonzero(flagged[:done] == 0)
-                into[: len(finished)] = whole[finished, 8:]
-                counts = done * self.stride, len(finished)
-            del whole  # a mapping with views cannot be closed
-        return counts
+        if self._whole is not None:
+            return _copy(np.frombuffer(self._whole, np.uint8, length, start).reshape(-1, self.stride), into)
+        before = start % mmap.PAGESIZE
+        # a run over the end goes on in the second copy of the data
+        with self._map(start - before, before + length) as window:
+            # no name keeps the view: a mapping with views cannot be closed
+            return _copy(np.frombuffer(window, np.uint8, length, before).reshape(-1, self.stride), into)
 
     def close(self) -> None:
         """Forget the mappings."""
@@ -113,3 +109,19 @@ class Ring:
             for view, page in ((self._consumer, self._consumer_page), (self._producer, self._producer_page)):
                 view.release()
                 page.close()
+            if self._whole is not None:
+                self._whole.close()
+
+
+def _copy(whole: NDArray[np.uint8], into: NDArray[np.uint8]) -> tuple[int, int]:
+    """Copy the finished ones of ``(n, stride)`` records; gives the bytes gone through, and the records copied."""
+    headers = whole[:, :4].copy().view(np.uint32)[:, 0]
+    flagged = headers & (_BUSY | _DISCARDED)
+    if not np.count_nonzero(flagged):
+        into[: len(whole)] = whole[:, 8:]
+        return whole.size, len(whole)
+    busy = np.flatnonzero(flagged & _BUSY)
+    done = int(busy[0]) if busy.size else len(whole)
+    finished = np.flatnonzero(flagged[:done] == 0)
+    into[: len(finished)] = whole[finished, 8:]
+    return done * whole.shape[1], len(finished)
