@@ -174,9 +174,11 @@ def nginx(directory: Path, *, core: int | None) -> Iterator[Nginx]:
     program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") or "nginx"
     with started([program, "-e", log, "-c", place / "nginx.conf"], core=core, log=place / "out") as process:
         wait_for_port(port, process, log)
-        found = children(process.pid)
-        if not found:
-            raise NotPossible("nginx has no worker")
+        end = time.monotonic() + 10
+        while not (found := children(process.pid)):  # it listens before it has one
+            if time.monotonic() > end:
+                raise NotPossible("nginx has no worker")
+            time.sleep(0.02)
         yield Nginx(process.pid, found[0], port)
 
 

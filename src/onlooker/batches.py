@@ -114,6 +114,14 @@ class Text:
         """The column of the chosen rows; the pool is shared."""
         return Text(self.pool, self.start[rows], self.length[rows])
 
+    def own(self) -> Text:
+        """The same column over a pool with nothing but its own bytes, for rows that outlive their batch."""
+        size = np.maximum(self.length, 0).astype(np.int64)
+        ends = np.cumsum(size)
+        start = ends - size
+        total = int(ends[-1]) if len(ends) else 0
+        return Text(self.pool[np.repeat(self.start - start, size) + np.arange(total)], start, self.length.copy())
+
     @classmethod
     def of(cls, values: list[bytes | None]) -> Text:
         """A column from Python values.  For tests and rare rows."""

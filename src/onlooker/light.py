@@ -54,14 +54,14 @@ def release_start() -> None:
     """Give back what only the start needed, and spare what is left the visits of the garbage collector."""
     gc.collect()
     gc.freeze()
-    _trim()
+    trim_heap()
     unmap_files()
 
 
 def release_memory() -> None:
     """Give back what the heap keeps for the next batch, and pages of files that may not be needed again."""
     gc.collect()
-    _trim()
+    trim_heap()
     unmap_files()
 
 
@@ -112,7 +112,8 @@ def _clean_mappings(lines: Iterable[str]) -> Iterator[tuple[int, int, int]]:
             where = None
 
 
-def _trim() -> None:
+def trim_heap() -> None:
+    """Let the C library give free pages back to the system, also those between blocks in use."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

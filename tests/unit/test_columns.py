@@ -83,3 +83,12 @@ def test_cache_never_answers_with_somebody_elses_value(pairs):
         assert cache.lookup(np.array([key], np.uint64))[0] in (-1, value)
     if pairs:
         assert cache.lookup(np.array([pairs[-1][0]], np.uint64))[0] == pairs[-1][1]
+
+
+def test_a_column_of_its_own_is_equal_and_holds_no_other_bytes() -> None:
+    pool = np.frombuffer(b"abcdefgh" * 1000, np.uint8)
+    text = Text(pool, np.array([3, 0, 8, 5]), np.array([2, -1, 0, 3], np.int32))
+    own = text.own()
+    assert [own[i] for i in range(4)] == [b"de", None, b"", b"fgh"]
+    assert own.pool.tobytes() == b"defgh"
+    assert len(text.take(np.zeros(4, np.bool_)).own()) == 0

@@ -84,6 +84,11 @@ class Tail:
         self._waiting: list[Candidates] = []
         self._known: list[tuple[U8, NDArray[np.int8]]] = []
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are rows whose fate is open."""
+        return bool(self._waiting)
+
     def learn(self, block: Block) -> None:
         """Take in ten seconds of metrics: what is slow for each kind of request, and which kinds are rare."""
         self._recent //= 2

@@ -119,6 +119,9 @@ class Writer:
         """Take what came and write it, if a second has passed or a stop was asked for."""
         items = self._intake.take(wait_s)
         now = self._clock()
+        if not items and wait_s and self._has_nothing_due(now):
+            self.rounds += 1
+            return
         try:
             with self._lock:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -142,6 +145,17 @@ class Writer:
             if str(err) != self.last_error:
                 log.exception("the store could not take a batch; it goes on with the next")
             self.last_error = str(err)
+
+    def _has_nothing_due(self, now: float) -> bool:
+        """Whether a transaction would change nothing: nobody is traced, and the block of ten seconds is not over."""
+        return not (
+            self._pending
+            or self._candidates
+            or self._tail.is_waiting
+            or int(now) // FINE_S * FINE_S != self._open_t
+            or now >= self._bounds_due
+            or self._stop.is_set()
+        )
 
     def _failed(self, err: sqlite3.DatabaseError) -> None:
         self.failures += 1
