@@ -159,7 +159,8 @@ class Segments:
             connection = self._connections.get(row.connection)
             if row.sequence > (connection.next if connection is not None else 0) and row.connection not in waited:
                 # The rings are read one after the other: what came before it may have been written behind the reader.
-                self._held.append(row)
+                part, i = row.where
+                self._held.append(row._replace(where=(part[i : i + 1].copy(), 0)))  # the ring's memory is used again
                 continue
             self._feed(row, finished)
         if now_mono_ns - self._expired_mono_ns > _EXPIRE_NS:

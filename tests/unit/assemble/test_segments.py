@@ -104,6 +104,16 @@ def test_records_are_put_in_the_order_of_their_connection() -> None:
     assert [row[0] for row in rig.feed(answers[1], early, answers[0], late)] == ["one", "two"]
 
 
+def test_a_record_that_waits_for_the_one_before_it_outlives_the_memory_of_its_round() -> None:
+    segments = Rig().segments
+    ring = a_segment(b"one", sequence=1, local_port=6400)
+    assert segments.requests([ring], offset_ns=OFFSET, now_mono_ns=0) == []
+    ring[:] = np.zeros(1, ring.dtype)  # the next round is read into the same place
+    answer = a_segment(b"r", sent=True, sequence=2, at=1_000_300, local_port=1)
+    (batch,) = segments.requests([answer], offset_ns=OFFSET, now_mono_ns=0)
+    assert batch.local_port.tolist() == [6400]
+
+
 def test_the_direction_of_a_client() -> None:
     rig = Rig()
     rig.feed(a_segment(b"get", sent=True, role=3), a_segment(b"ok", role=3, sequence=1))
