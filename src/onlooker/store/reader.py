@@ -367,8 +367,11 @@ _DATABASES: Final = range(3, 9)
 def _begins_trace(span: Span) -> bool:
     if span.parent_span_id:
         return span.blob.parent_source == _PARENT_HEADER
-    # what a database was asked by a service of this host began there, joined or not
-    return span.protocol not in _DATABASES or semconv.SERVICE_PEER_NAME not in span.attributes
+    # what a database was asked by somebody on this host began there, joined or not
+    if span.protocol not in _DATABASES or span.kind != SpanKind.SERVER:
+        return True
+    asked_here = span.blob.remote[:-2] == span.blob.local[:-2]
+    return not asked_here and semconv.SERVICE_PEER_NAME not in span.attributes
 
 
 def _matches(span: Span, want: SpanFilter) -> bool:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _PROCESSES: Final = 1_000
+_GONE: Final = ("No such process", "No such file")
+"""In the reason of an attachment that failed: the process had ended by then, and there was nothing to see."""
 _MEASURED_S: Final = 15.0
 """How long the kernel goes on measuring its programs after somebody looked at them."""
 _WAYS_OUT: Final[Mapping[str, str]] = {
@@ -139,6 +141,8 @@ class Facts:
                      for process in list(agent.identities.processes.values()) if not process.ended}  # fmt: skip
             self._tls = now, invisible_tls(agent.plaintext.outlook(), agent.plaintext.programs.opaque(), names)
             for reason, count in agent.plaintext.prober.failures().items():
+                if any(gone in reason for gone in _GONE):
+                    continue
                 self._tls[1].append(
                     {"what": "tls_probe", "count": int(count), "why": f"could not be attached: {reason}"}
                 )

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onlooker.batches import SKIP_METRICS, SKIP_TRACES, SeriesTable
+from onlooker import semconv
+from onlooker.batches import SKIP_METRICS, SKIP_TRACES, SeriesTable, SpanKind
 from onlooker.errors import StoreError
 from onlooker.store import MEMORY, SpanFilter, Store, StoreOptions
 from onlooker.store.schema import APPLICATION_ID
@@ -364,3 +365,22 @@ def test_the_tiers_agree(tmp_path: Path) -> None:
         assert fine.hits.sum() == minutes.hits.sum() == coarse.hits.sum()
         assert of_one.count.sum() == 130 * 2
     traffic.store.close()
+
+
+def test_what_a_database_was_asked_from_here_begins_no_trace(traffic: Traffic) -> None:
+    here, there = ("10.0.0.1", 5432), ("10.0.0.9", 41_000)
+    asked = {"service": 2, "kind": SpanKind.SERVER, "protocol": 3, "name": "SELECT x", "path": None}
+    traffic.put(
+        [
+            {**asked, "local": here, "remote": ("10.0.0.1", 41_000)},
+            {**asked, "local": here, "remote": there, "name": "SELECT y"},
+            {**asked, "local": here, "remote": there, "dims": {semconv.SERVICE_PEER_NAME: "shop"}},
+            {**asked, "local": ("0.0.0.0", 0), "remote": ("0.0.0.0", 0)},
+            {"service": 1, "kind": SpanKind.SERVER, "name": "GET /", "local": here, "remote": ("10.0.0.1", 41_001)},
+        ]
+    )
+    for _ in range(2):
+        traffic.store.writer.round(0.0)
+    with traffic.store.reader() as reader:
+        found = reader.search(SpanFilter(entry=True)).spans
+    assert sorted(span.name for span in found) == ["GET /", "SELECT y"]

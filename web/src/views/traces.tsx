@@ -108,6 +108,7 @@ function Form({ live }: { live: boolean }): JSX.Element {
         Text
         <input type="search" value={query.get("q") ?? ""} placeholder="in any attribute" onChange={set("q")} />
       </label>
+      <div class="times">
       <label class="when">
         From
         <input type="datetime-local" step="1" value={local(query.get("from"))} onChange={moment("from")} />
@@ -116,6 +117,7 @@ function Form({ live }: { live: boolean }): JSX.Element {
         To
         <input type="datetime-local" step="1" value={local(query.get("to"))} onChange={moment("to")} />
       </label>
+      </div>
       <div class="buttons">
         <button type="button" class={`button toggle${live ? " on" : ""}`} aria-pressed={live} onClick={() => change({ live: live ? null : 1 })}>
           {live ? "● live" : "watch live"}
