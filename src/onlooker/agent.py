@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -92,6 +93,22 @@ def make_samplers(config: Config) -> Samplers:
     """By ``otel_traces_export.sampler``."""
     sampler = config.otel_traces_export.sampler
     return Samplers(make_sampler(sampler.name, sampler.arg))
+
+
+def say_once() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """Of connections that cannot be accepted one line a minute; the event loop would write a page for each attempt."""
+    said_s = -60.0
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal said_s
+        err = context.get("exception")
+        if not (isinstance(err, OSError) and err.errno in (errno.EMFILE, errno.ENFILE)):
+            loop.default_exception_handler(context)
+        elif time.monotonic() > said_s + 60:
+            said_s = time.monotonic()
+            log.warning("no connection can be accepted for now: %s", err.strerror)
+
+    return handle
 
 
 class Pipeline:
@@ -398,6 +415,7 @@ class Agent:
         """Until a signal, or the end of the command."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
+        loop.set_exception_handler(say_once())
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ended.set)
         # the end of a terminal is the end of what was started in it; a service has none

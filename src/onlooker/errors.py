@@ -12,6 +12,7 @@ Callers catch by what they can do about it::
     │   └── RecordLayoutError
     ├── ExportError                .retryable
     ├── StoreError
+    ├── DescriptorError            nothing could be opened, for now
     └── NotElfError                a file of a watched process that cannot be read as a program
 
 A message says what failed, on what, why, and what the reader loses or can do.
@@ -44,6 +45,10 @@ class UnsupportedKernelError(AgentError):
     """The running kernel, or the privileges on it, do not allow something that was asked for."""
 
     exit_code = 3
+
+
+class DescriptorError(AgentError):
+    """There is no file descriptor left: nothing is known of what was to be opened, and later it may work again."""
 
 
 class BpfError(AgentError):

@@ -109,7 +109,7 @@ class Agent:
 
     def __init__(
         self, directory: Path, configuration: Mapping[str, Any], *, prints: bool = True, arguments: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None, stores: bool = False,
     ) -> None:  # fmt: skip
         self.directory = directory
         self.web_port = free_port()
@@ -117,7 +117,7 @@ class Agent:
         self.log_path = directory / "agent.log"
         path = directory / "agent.yaml"
         path.write_text(yaml.safe_dump(dict(configuration)))
-        command = [sys.executable, "-m", "onlooker", "run", "--config", str(path), "--no-store"]
+        command = [sys.executable, "-m", "onlooker", "run", "--config", str(path), *(() if stores else ("--no-store",))]
         command += ["--web-port", str(self.web_port), *(("--print", "json") if prints else ()), *arguments]
         clean = {
             key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "BEYLA_", "ONLOOKER_"))

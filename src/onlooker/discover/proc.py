@@ -2,11 +2,13 @@
 
 Everything below ``/proc/PID`` belongs to the process that is looked at: it may lie, be huge, or vanish between two
 reads.  So each reader takes a limit, gives a plain "nothing" instead of raising, and decodes with replacement
-characters.  A `Process` reads only what it is asked for and is thrown away after the decision.
+characters.  A `Process` reads only what it is asked for and is thrown away after the decision.  Only where no file
+descriptor is left does every reader raise `DescriptorError`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat as stat_module
@@ -14,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
+
+from onlooker.errors import DescriptorError
 
 CMDLINE_LIMIT: Final = 256 * 1024  # class paths of Java are long; the kernel allows 128 KiB an argument
 ENVIRON_LIMIT: Final = 64 * 1024
@@ -80,7 +84,8 @@ class ProcFs:
         """All processes of now, ascending."""
         try:
             return sorted(int(name) for name in os.listdir(self.root) if name.isascii() and name.isdigit())
-        except OSError:
+        except OSError as err:
+            _check(err)
             return []
 
     def stat(self, pid: int) -> Stat | None:
@@ -236,7 +241,7 @@ class Process:
         if not path.startswith("/") or "\0" in path or len(path) > 4096:
             return b""
         try:
-            handle = os.open(f"{self._proc.root}/{self.pid}/root{path}", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            handle = _open(f"{self._proc.root}/{self.pid}/root{path}", os.O_PATH | os.O_NOFOLLOW)
         except (OSError, ValueError):
             return b""
         try:
@@ -273,9 +278,23 @@ def parse_stat(raw: bytes) -> Stat | None:
     )
 
 
+def _open(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except OSError as err:
+        _check(err)
+        raise
+
+
+def _check(err: OSError) -> None:
+    """That a process cannot be looked at does not mean that it is gone."""
+    if err.errno in (errno.EMFILE, errno.ENFILE):
+        raise DescriptorError(f"cannot look at processes: {err.strerror}") from err
+
+
 def _read(path: str, limit: int) -> bytes:
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        handle = _open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError):
         return b""
     try:
@@ -296,7 +315,7 @@ def _read(path: str, limit: int) -> bytes:
 def _lines(path: str, limit: int) -> Iterator[bytes]:
     """Lines without their ends; a line longer than a chunk comes in pieces."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        handle = _open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return
     try:

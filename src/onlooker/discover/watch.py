@@ -8,9 +8,11 @@ process.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
@@ -24,7 +26,9 @@ from onlooker.discover.instances import Instances, Member
 from onlooker.discover.language import Language, Languages, trusts_thread
 from onlooker.discover.naming import Host
 from onlooker.discover.proc import Process, ProcFs
-from onlooker.errors import AgentError
+from onlooker.errors import AgentError, DescriptorError
+
+log: Final = logging.getLogger("onlooker.discover")
 
 FORK, EXEC, EXIT, LISTEN = 1, 2, 3, 4  # enum process_event of bpf/records.h
 
@@ -33,6 +37,8 @@ VERIFY_ROUNDS: Final = 6  # a process that is not watched is looked at again onc
 SETTLE_S: Final = 2.0  # by then a program has loaded its libraries and set its title
 SCAN_SHARE: Final = 100  # looking for new processes takes at most one part in so many of the time
 SCAN_PAUSE_S: Final = 0.25
+HINDERED_S: Final = 1.0
+SAY_S: Final = 60.0
 MAX_DECISIONS: Final = 65_536
 MAX_PARENTS: Final = 64
 
@@ -89,6 +95,7 @@ class Counters:
     rescans: int = 0
     filter_errors: int = 0
     forgotten: int = 0
+    hindered: int = 0
 
 
 @dataclass(slots=True)
@@ -156,6 +163,8 @@ class Watcher:
         self._scan_wanted = False
         self._scan_allowed_s = 0.0
         self._rescan_due_s = 0.0
+        self._look_at_all = False
+        self._said_s = -SAY_S
         self._examining: set[int] = set()
 
     def start(self) -> None:
@@ -171,6 +180,10 @@ class Watcher:
         Args:
             rows: ``(n,)`` array of ``struct process_record``, in ring order.  Borrowed.
         """
+        with self._if_possible():
+            self._apply(rows)
+
+    def _apply(self, rows: NDArray[Any]) -> None:
         news: dict[int, _News] = {}
         columns = (rows[name].tolist() for name in ("event", "watched", "port", "tgid", "parent_tgid", "start_boot_ns"))
         for event, watched, port, pid, parent, start_boot_ns in zip(*columns, strict=True):
@@ -198,12 +211,14 @@ class Watcher:
     def tick(self) -> float:
         """Do what is due; gives the seconds until the next call, less if records come in."""
         now = self._now()
-        if now >= self._rescan_due_s:
-            self.rescan()
-        self._scan_if_wanted()
-        for pid in [pid for pid, due_s in self._later.items() if due_s <= now]:
-            del self._later[pid]
-            self._examine(pid, settled=True)
+        with self._if_possible():
+            if now >= self._rescan_due_s:
+                self.rescan(full=self._look_at_all)
+                self._look_at_all = False
+            self._scan_if_wanted()
+            for pid in [pid for pid, due_s in self._later.items() if due_s <= now]:
+                del self._later[pid]
+                self._examine(pid, settled=True)
         due = [self._rescan_due_s, *self._later.values()]
         if self._scan_wanted:
             due.append(self._scan_allowed_s)
@@ -230,13 +245,14 @@ class Watcher:
         """Go by other selectors from now on.  What both select keeps its identity and is not interrupted."""
         self._choose(selection)
         self._proc.forget_listening()
-        for known in sorted(self.decisions.values(), key=lambda known: known.start_ticks):  # parents before children
-            if known.watched and not self._is_still_wanted(known):
-                known.watched = False
-                self._examine(known.pid, kernel_watches=True)
-        for known in list(self.decisions.values()):
-            if not known.watched and not known.is_final:
-                self._examine(known.pid)
+        with self._if_possible():
+            for known in sorted(self.decisions.values(), key=lambda known: known.start_ticks):  # parents first
+                if known.watched and not self._is_still_wanted(known):
+                    known.watched = False
+                    self._examine(known.pid, kernel_watches=True)
+            for known in list(self.decisions.values()):
+                if not known.watched and not known.is_final:
+                    self._examine(known.pid)
 
     def _choose(self, selection: Selection) -> None:
         # Ports open, libraries are loaded and titles are set while a program runs; its path stays.
@@ -268,6 +284,19 @@ class Watcher:
         return [known for known in self.decisions.values() if known.watched]
 
     # Finding
+
+    @contextlib.contextmanager
+    def _if_possible(self) -> Iterator[None]:
+        """Without a descriptor to open anything, all stays as it is; soon everything is looked at again."""
+        try:
+            yield
+        except DescriptorError as err:
+            self.counters.hindered += 1
+            self._look_at_all = True
+            self._rescan_due_s = self._now() + HINDERED_S
+            if self._now() >= self._said_s + SAY_S:
+                self._said_s = self._now()
+                log.warning("%s; new processes are found once that is over", err)
 
     def _scan_new(self) -> int:
         """Look at processes that are not known yet, and forget those that are gone.  Gives the number of new ones."""

@@ -10,10 +10,14 @@ small ring, which is read for every program that starts.
 
 from __future__ import annotations
 
+import logging
 import mmap
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+log: Final = logging.getLogger("onlooker.kernel")
 
 _BUSY = np.uint32(1 << 31)
 _DISCARDED = np.uint32(1 << 30)
@@ -33,6 +37,9 @@ class Ring:
         fd: Of the map; stays the caller's.
         size: Bytes of the ring, a power of two and a multiple of the page size.
         stride: Bytes from one record to the next, header included.
+
+    Attributes:
+        hindered: How often it could not be mapped.
     """
 
     def __init__(self, fd: int, size: int, stride: int) -> None:
@@ -45,6 +52,7 @@ class Ring:
         self._producer = memoryview(self._producer_page).cast("Q")
         self._position = self._consumer[0]
         self._closed = False
+        self.hindered = 0
         self._kept = np.empty(0, np.uint8)
         self._whole = self._map(0, 2 * size) if size <= _SMALL_BYTES else None
 
@@ -71,7 +79,13 @@ class Ring:
         position, end = self._position, self._position + waiting * self.stride
         while position < end:
             stop = min(end, position + max(_WINDOW_BYTES, self.stride))
-            read, copied = self._copy_run(position, stop, records[kept:])
+            try:
+                read, copied = self._copy_run(position, stop, records[kept:])
+            except OSError as err:  # no descriptor or memory for the mapping: what waits is taken later
+                self.hindered += 1
+                if self.hindered == 1:
+                    log.warning("the ring cannot be read for now: %s", err)
+                break
             kept += copied
             position += read
             if position < stop:

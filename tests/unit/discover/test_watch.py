@@ -1,3 +1,5 @@
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -569,3 +571,24 @@ def test_other_selectors_take_and_let_go_without_touching_what_both_want(fake: F
     scene.watcher.select(by_path("*/nothing"))
     assert scene.kernel.pids == set()
     assert not scene.watcher.watched()
+
+
+def test_without_a_descriptor_nothing_is_let_go(fake: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.add(100, exe="/usr/bin/alpha")
+    scene = Scene(fake, by_path("/usr/bin/*a"))
+    before = scene.instance(100)
+    fake.add(110, exe="/usr/bin/beta")
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "open", refuse)
+        full.setattr(os, "listdir", refuse)
+        scene.feed((EXEC, 110, {}), (EXEC, 100, {"watched": 1}))
+        scene.later(20)
+        assert scene.kernel.pids == {100}
+    scene.later(2)
+    assert scene.kernel.pids == {100, 110}
+    assert scene.instance(100) == before
+    assert scene.watcher.counters.hindered >= 2
