@@ -20,7 +20,7 @@ from onlooker.store.blocks import Block
 from onlooker.store.spans import Blob, Span, decode
 
 FINE_S, MINUTE_S, COARSE_S = 10, 60, 600
-_SEARCH_S: Final = 0.12
+_SEARCH_S: Final = 0.08
 """Time that one search may take; it then says how far it came."""
 _WINDOW: Final = 4_000
 _TRACE_SPANS: Final = 5_000
