@@ -42,7 +42,9 @@ def check(made: list[truth.TrueRequest], spans: list[dict[str, object]]) -> None
 
 def run(onlooker: Agent, server: zoo.Server, client: str, *, seed: int, streams: int, tls: bool = False) -> None:
     """Let a client carry a plan out over one connection; check the spans of both ends."""
-    pages = tuple(page for page in server.spec.pages if page != "echo_chunked")
+    # curl 7.88 turns in circles when a server answers by HTTP/2 before it has taken the whole body
+    unwanted = {"echo_chunked", "echo"} if client == "curl" else {"echo_chunked"}
+    pages = tuple(page for page in server.spec.pages if page not in unwanted)
     plan = truth.plan(seed, REQUESTS, pages=pages, run=f"{client}-{streams}-{server.spec.name}")
     spec = zoo_http2.client(client, tls=tls)
     with zoo.client(spec, server.port, plan, connections=streams if spec.concurrent else 1) as started:

@@ -273,50 +273,66 @@ class Segments:
         known = self._dim_names(protocol, role)
         names = (*known, *(name for name in (semconv.SERVER_ADDRESS, semconv.SERVER_PORT) if name not in known))
         place = {name: i for i, name in enumerate(names)}
-        dims = np.zeros((count, len(names)), np.int32)
-        times = np.zeros((4, count), np.int64)
-        sizes = np.zeros((2, count), np.int64)
+        ids = self._values.id
+        operations = [row.operation for row in rows]
+        # Operations of a kind share their attributes: one look for all of them.
+        known_dims: dict[tuple[int, str], list[int]] = {}
+        dims_rows: list[list[int]] = []
+        error_at = place.get(semconv.ERROR_TYPE)
+        for operation in operations:
+            key_of_dims = (id(operation.dims), operation.error)
+            dim_ids = known_dims.get(key_of_dims)
+            if dim_ids is None:
+                dim_ids = [0] * len(names)
+                for attribute, value in operation.dims.items():
+                    at = place.get(attribute)
+                    if at is not None:
+                        dim_ids[at] = ids(value)
+                if operation.error and error_at is not None and not dim_ids[error_at]:
+                    dim_ids[error_at] = ids(operation.error)
+                known_dims[key_of_dims] = dim_ids
+            dims_rows.append(dim_ids)
+        dims = np.array(dims_rows, np.int32).reshape(count, len(names))
+        times = np.array(
+            [
+                (o.start_mono_ns, o.request_end_mono_ns, o.response_start_mono_ns, max(o.end_mono_ns, o.start_mono_ns))
+                for o in operations
+            ],
+            np.int64,
+        ).T
+        sizes = np.array([(o.request_bytes, o.response_bytes) for o in operations], np.int64).T
         span_ids = self._rng.integers(1, 1 << 64, count, np.uint64).view(np.uint8).reshape(count, 8)
         trace_ids = self._rng.integers(1, 1 << 64, 2 * count, np.uint64).view(np.uint8).reshape(count, 16)
         parents = np.zeros((count, 8), np.uint8)
         trace_flags = np.ones(count, np.uint8)
-        parent_source = np.zeros(count, np.uint8)
-        status = np.zeros(count, np.uint8)
-        stream = np.zeros(count, np.bool_)
-        kind = np.full(count, role if role in (SpanKind.SERVER, SpanKind.CLIENT) else SpanKind.CLIENT, np.uint8)
-        tids = np.zeros(count, np.int32)
-        name_ids = np.zeros(count, np.int32)
-        texts: dict[str, list[bytes | None]] = {}
-        numbers: dict[str, NDArray[np.int64]] = {}
-        for i, row in enumerate(rows):
-            operation = row.operation
-            for attribute, value in operation.dims.items():
-                at = place.get(attribute)
-                if at is not None:
-                    dims[i, at] = self._values.id(value)
-            times[:, i] = (
-                operation.start_mono_ns, operation.request_end_mono_ns, operation.response_start_mono_ns,
-                max(operation.end_mono_ns, operation.start_mono_ns),
-            )  # fmt: skip
-            sizes[:, i] = operation.request_bytes, operation.response_bytes
+        for i, operation in enumerate(operations):
             if operation.trace_id:
                 trace_ids[i] = np.frombuffer(operation.trace_id, np.uint8)
                 trace_flags[i] = operation.trace_flags
             if operation.parent_span_id:
                 parents[i] = np.frombuffer(operation.parent_span_id, np.uint8)
-            parent_source[i] = operation.parent_source
-            name_ids[i] = self._values.id(operation.name)
-            stream[i] = operation.stream
-            tids[i] = operation.tid
-            if operation.kind:
-                kind[i] = operation.kind
-            if operation.error:
-                status[i] = StatusCode.ERROR
-                if (at := place.get(semconv.ERROR_TYPE)) is not None and not dims[i, at]:
-                    dims[i, at] = self._values.id(operation.error)
+        parent_source = np.array([o.parent_source for o in operations], np.uint8)
+        failed, unset = int(StatusCode.ERROR), int(StatusCode.UNSET)
+        status = np.array([failed if o.error else unset for o in operations], np.uint8)
+        stream = np.array([o.stream for o in operations], np.bool_)
+        usual = role if role in (SpanKind.SERVER, SpanKind.CLIENT) else SpanKind.CLIENT
+        kind = np.array([o.kind or usual for o in operations], np.uint8)
+        tids = np.array([o.tid for o in operations], np.int32)
+        name_ids = np.array([ids(o.name) for o in operations], np.int32)
+        texts: dict[str, list[bytes | None]] = {}
+        numbers: dict[str, NDArray[np.int64]] = {}
+        for i, operation in enumerate(operations):
             for attribute, value in operation.varying.items():
-                if isinstance(value, int) and not isinstance(value, bool):
-                    numbers.setdefault(attribute, np.full(count, -1, np.int64))[i] = value
+                if type(value) is str:
+                    column = texts.get(attribute)
+                    if column is None:
+                        column = texts[attribute] = [None] * count
+                    column[i] = value.encode()
+                elif isinstance(value, int) and not isinstance(value, bool):
+                    known_numbers = numbers.get(attribute)
+                    if known_numbers is None:
+                        known_numbers = numbers[attribute] = np.full(count, -1, np.int64)
+                    known_numbers[i] = value
                 else:
                     shown = (
                         ",".join(value)

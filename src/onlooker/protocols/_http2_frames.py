@@ -41,6 +41,7 @@ _KEPT: Final = {
 _BLOCKS: Final = frozenset((HEADERS, PUSH_PROMISE, CONTINUATION))
 _FLAGS: Final = (0x09, 0x2D, 0x00, 0x00, 0x01, 0x0C, 0x01, 0x00, 0x00, 0x04)
 """Flags that RFC 9113 defines, by frame type."""
+_PLAIN_BLOCK: Final = END_HEADERS | PADDED | HAS_PRIORITY
 _LONGEST_FIRST_FRAME = 16_384
 _LONGEST_FIRST_DATA = 1 << 20
 _FRAMES_TO_BELIEVE = 16
@@ -95,6 +96,9 @@ class FrameSink(Protocol):
         self, reader: FrameReader, frame_type: int, flags: int, stream_id: int, payload: bytes, cut: bool
     ) -> None:
         """A frame of a kept type ended; ``cut``: a part of its payload is missing from ``payload``."""
+
+    def on_block(self, reader: FrameReader, flags: int, stream_id: int, block: bytes) -> None:
+        """A HEADERS frame that is a whole header block and nothing else."""
 
     def on_data(self, reader: FrameReader, stream_id: int, length: int) -> MessageCounter | None:
         """A DATA frame began; what is returned takes its bytes."""
@@ -254,7 +258,11 @@ class FrameReader:
             if used > KEPT_BLOCK or not length or start + length > len(data):
                 return 0, 0
             self.frame_mono_ns = self.now_mono_ns
-            self._sink.on_frame(self, HEADERS, flags, stream_id, data[start : start + length], False)
+            block = data[start : start + length]
+            if flags & _PLAIN_BLOCK == END_HEADERS:
+                self._sink.on_block(self, flags, stream_id, block)
+            else:
+                self._sink.on_frame(self, HEADERS, flags, stream_id, block, False)
             return used, used
         if frame_type == DATA and not flags & PADDED:
             shown = KEPT_DATA if self._condensed and length > KEPT_DATA else length
@@ -262,9 +270,10 @@ class FrameReader:
                 return 0, 0
             self.frame_mono_ns = self.now_mono_ns
             counter = self._sink.on_data(self, stream_id, length)
-            if counter is not None and length:
+            if counter is not None and length and not counter.take_whole(data, start, shown, length):
                 counter.take(data[start : start + shown], length)
-            self._sink.on_data_end(self, flags, stream_id, 0)
+            if flags & END_STREAM or self.is_request:
+                self._sink.on_data_end(self, flags, stream_id, 0)
             return used, HEADER_BYTES + shown
         return 0, 0
 

@@ -112,6 +112,24 @@ class MessageCounter:
         self._left = 0
         self._prefix = b""
 
+    def take_whole(self, data: bytes, start: int, shown: int, length: int) -> bool:
+        """Take ``length`` bytes that are one message or a part of one, as nearly always; False: they are not.
+
+        ``data`` holds the first ``shown`` of them, from ``start`` on.
+        """
+        left = self._left
+        if left >= length:
+            self._left = left - length
+            return True
+        if left or self._prefix or shown < PREFIX_BYTES or not self.exact:
+            return False
+        rest = int.from_bytes(data[start + 1 : start + PREFIX_BYTES], "big") + PREFIX_BYTES - length
+        if rest < 0:
+            return False
+        self.count += 1
+        self._left = rest
+        return True
+
     def take(self, visible: bytes, length: int) -> None:
         """Take the next ``length`` bytes of the stream, of which only ``visible``, the first ones, are known."""
         if not self.exact:

@@ -380,6 +380,18 @@ class Http2:
         elif frame_type == frames.GOAWAY and len(payload) >= 8 and not side:
             self._going_away(reader, int.from_bytes(payload[:4], "big") & 0x7FFFFFFF)
 
+    def on_block(self, reader: FrameReader, flags: int, stream_id: int, block: bytes) -> None:
+        """Take a HEADERS frame that is a whole header block: what most frames are."""
+        side = reader.is_request
+        if self._blocks[side] is not None or not self._certain or not stream_id & 1:
+            self.on_frame(reader, frames.HEADERS, flags, stream_id, block, False)
+            return
+        fields, self._tables[side] = self._cache.read(self._tables[side], block)
+        if side:
+            self._request_headers(reader, stream_id, flags, reader.frame_mono_ns, fields)
+        else:
+            self._response_headers(stream_id, flags, reader.frame_mono_ns, fields)
+
     def _block_ended(
         self, reader: FrameReader, stream_id: int, flags: int, data: bytes, start: int, *, cut: bool
     ) -> None:
