@@ -31,6 +31,7 @@ from onlooker.batches import Identities, RequestBatch, SpanKind, Values
 from onlooker.capture.capture import Capture, Records
 from onlooker.capture.clock import UnixClock
 from onlooker.config import Config, Loaded, Selector
+from onlooker.confinement import confine
 from onlooker.discover.naming import Host
 from onlooker.discover.report import open_proc
 from onlooker.discover.watch import Watcher
@@ -429,6 +430,8 @@ class Agent:
             log.info("%s: %s", name, url)
         watched = len(self.watcher.watched())
         log.info("ready after %.2f s: watching %d process%s", process_age_s(), watched, "" if watched == 1 else "es")
+        if self.loaded.config.confine and (reason := confine()):
+            log.warning("not confined by a system call filter: %s", reason)
         release_start()
         live = self._show_live(ended)
         try:

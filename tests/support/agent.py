@@ -104,12 +104,13 @@ class Agent:
 
     Attributes:
         web_port: Of metrics and health.
+        through: A command that starts the agent by its last arguments, such as ``setpriv``.
         objects: BPF programs, maps and links that it holds.
     """
 
     def __init__(
         self, directory: Path, configuration: Mapping[str, Any], *, prints: bool = True, arguments: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None, stores: bool = False,
+        environment: Mapping[str, str] | None = None, stores: bool = False, through: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.directory = directory
         self.web_port = free_port()
@@ -124,8 +125,9 @@ class Agent:
         }
         with self.out_path.open("wb") as out, self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *command], stdin=subprocess.DEVNULL, stdout=out, stderr=log,
-                env={**clean, "PYTHONPATH": str(zoo.ROOT / "src"), **(environment or {})}, start_new_session=True,
+                ["setpriv", "--pdeathsig", "KILL", "--", *through, *command], stdin=subprocess.DEVNULL, stdout=out,
+                stderr=log, start_new_session=True,
+                env={**clean, "PYTHONPATH": str(zoo.ROOT / "src"), **(environment or {})},
             )  # fmt: skip
         self.objects: dict[str, set[int]] = {}
         self._offset_ns = unix_offset_ns()

@@ -17,7 +17,9 @@ STAGES = frozenset(
 SHARED = frozenset(
     ("batches", "errors", "semconv", "kernel", "protocols", "columns", "config", "randomness", "snapshot")
 )
-WIRING = frozenset(("agent", "settings", "observe", "web", "cli", "light", "overload", "plaintext", "__main__"))
+WIRING = frozenset(
+    ("agent", "settings", "observe", "web", "cli", "light", "overload", "plaintext", "confinement", "__main__")
+)
 FOUNDATION = frozenset(("batches", "errors", "semconv", "kernel", "columns", "config", "randomness", "snapshot"))
 """What stages stand on must not stand on a stage."""
 

@@ -92,6 +92,14 @@ class Config(Section, frozen=True):
         bool,
         Key(BOOL, "Refuse to start without every capability that the configuration needs.", both("ENFORCE_SYS_CAPS")),
     ] = False
+    confine: Annotated[
+        bool,
+        Key(
+            BOOL,
+            "Forbid the running agent what it never needs: to start programs, to mount, to load modules, to change "
+            "its user, the clock or the host's name (a seccomp filter, no_new_privs).",
+        ),
+    ] = True
     profile_port: Annotated[
         int, Key(PORT, "Port of a profiler.", both("PROFILE_PORT"), unused="profile onlooker with py-spy or perf")
     ] = 0
