@@ -11,9 +11,11 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -474,3 +476,88 @@ def test_hostile_requests_through_a_real_agent(browser: Any, tmp_path: Path, for
     if form == "json":
         for line in (*printed.splitlines(), *logged.splitlines()):
             json.loads(line)
+
+
+RELAY = """
+import socket, sys, threading
+def pump(a, b):
+    try:
+        while data := a.recv(65536):
+            b.sendall(data)
+    except OSError:
+        pass
+    for one in (a, b):
+        try:
+            one.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    near = listener.accept()[0]
+    far = socket.create_connection(("127.0.0.1", int(sys.argv[2])))
+    threading.Thread(target=pump, args=(near, far), daemon=True).start()
+    threading.Thread(target=pump, args=(far, near), daemon=True).start()
+"""
+
+
+@pytest.mark.live
+@pytest.mark.skipif(os.geteuid() != 0, reason="loading BPF programs needs root")
+def test_tls_that_nobody_sees_into_is_told_with_its_process(browser: Any, tmp_path: Path) -> None:
+    """A relay passes TLS on without a library that could be probed: nobody sees into it, and the page says so."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
+         "-subj", "/CN=127.0.0.1"], check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    port, web = _free_port(), _free_port()
+    config = tmp_path / "c.yaml"
+    config.write_text(f"open_port: {port}\nweb: {{port: {web}}}\nstore: {{path: {tmp_path / 's'}}}\n")
+    url = f"http://127.0.0.1:{web}"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for _ in range(3):
+                with context.wrap_socket(server.accept()[0], server_side=True) as peer:
+                    peer.recv(1000)
+                    peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+
+        threading.Thread(target=serve, daemon=True).start()
+        relay = subprocess.Popen([sys.executable, "-c", RELAY, str(port), str(server.getsockname()[1])])
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "onlooker", "run", "--config", str(config)],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                assert agent.poll() is None
+                assert time.monotonic() < deadline
+                try:
+                    if get(url, "/api/v1/agent")["processes"]:
+                        break
+                except OSError:
+                    time.sleep(0.2)
+            trusting = ssl.create_default_context()
+            trusting.check_hostname = False
+            trusting.verify_mode = ssl.CERT_NONE
+            for _ in range(3):
+                with urllib.request.urlopen(f"https://127.0.0.1:{port}/", timeout=10, context=trusting) as response:
+                    assert response.read() == b"ok"
+            told: list[dict[str, Any]] = []
+            while not told and time.monotonic() < deadline:
+                time.sleep(0.5)
+                told = [row for row in get(url, "/api/v1/overview")["unseen"] if row["what"] == "tls_connections"]
+            assert relay.pid in told[0]["pids"]
+            assert f"(pid {relay.pid})" in told[0]["why"]
+            with visit(browser, url) as window:
+                window.open("", ".unseen li")
+                assert f"(pid {relay.pid})" in window.page.inner_text(".unseen")
+                window.page.wait_for_selector("footer :text('some is not seen')")
+                window.check()
+        finally:
+            agent.send_signal(signal.SIGINT)
+            agent.wait(60)
+            relay.kill()
+            relay.wait()
