@@ -25,6 +25,7 @@ import msgspec
 
 from onlooker import __version__
 from onlooker.aggregate.aggregator import Aggregator
+from onlooker.assemble.exchanges import PlainExchanges
 from onlooker.assemble.http1 import Http1
 from onlooker.assemble.segments import Segments
 from onlooker.batches import Identities, RequestBatch, SpanKind, Values
@@ -142,6 +143,7 @@ class Pipeline:
             dim_names=registry.dim_names,
             name_of=registry.name_of,
             rng=rng,
+            plain=PlainExchanges(self.values, dim_names=registry.dim_names, rng=rng, options=options),
         )
         self.identifier = Identifier()
         self.peers = Peers(self.values, rng=rng, cache_len=config.name_resolver.cache_len)

@@ -41,6 +41,7 @@ def losses(agent: Agent) -> dict[str, int]:
     pipeline = agent.pipeline
     found.update(pipeline.http1.dropped)
     found.update(pipeline.segments.dropped)
+    found.update({f"unread_{protocol}": count for protocol, count in pipeline.segments.lost.items()})
     found.update({reason: count for reason, count in pipeline.identifier.dropped.items() if reason != "no_exports"})
     for exporter in (agent.spans, agent.metrics):
         if exporter is not None:

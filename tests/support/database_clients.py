@@ -115,6 +115,11 @@ def start_program(command: Sequence[str | Path], directory: Path, **environment:
     return _start([f"{directory}/{Path(words[0]).name}", *words[1:]], directory / "none", words[0], environment)
 
 
+def start_script(command: Sequence[str | Path]) -> Run:
+    """Start a command line that names the directory itself."""
+    return _start([str(word) for word in command], Path("/nonexistent"))
+
+
 def _start(
     command: list[str], out: Path, executable: str | None = None, environment: dict[str, str] | None = None
 ) -> Run:

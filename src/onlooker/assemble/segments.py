@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onlooker import semconv
+from onlooker.assemble.exchanges import PlainExchanges
 from onlooker.batches import RequestBatch, SpanKind, StatusCode, Text, Values
 from onlooker.protocols import Operation, Segment, SegmentParser, Upgradable, Upgrade
 
@@ -106,6 +107,7 @@ class Segments:
 
     Args:
         make_parser, dim_names: Of ``protocols.registry``; handed in so that a test can bring its own.
+        plain: Reads what needs no parser's loop; None: every segment goes to its parser.
 
     Attributes:
         lost: Operations that happened but could not be read, by protocol name.
@@ -121,6 +123,7 @@ class Segments:
         name_of: Callable[[int], str],
         rng: np.random.Generator,
         capacity: int = _CONNECTIONS_MAX,
+        plain: PlainExchanges | None = None,
     ) -> None:
         self.lost: dict[str, int] = {}
         self.dropped = {"connection_evicted": 0, "protocol_unknown": 0, "parser_failed": 0, "upgrade_without_answer": 0}
@@ -130,6 +133,7 @@ class Segments:
         self._name_of = name_of
         self._rng = rng
         self._capacity = capacity
+        self._plain = plain
         self._connections: OrderedDict[int, _Connection] = OrderedDict()
         self._held: list[_Row] = []
         self._upgrades: OrderedDict[int, Upgrade] = OrderedDict()
@@ -150,6 +154,12 @@ class Segments:
         Source: ``bpf/lib/segment.h``.
         """
         finished: dict[tuple[int, int], list[_Finished]] = {}
+        batches: list[RequestBatch] = []
+        if self._plain is not None and len(parts):
+            keys = {row.connection for row in self._held}
+            batches, used = self._plain.take(parts[0], self._connections, keys, offset_ns=offset_ns)
+            if used is not None:
+                parts = [parts[0][~used], *parts[1:]]
         rows, held = _in_order(parts), self._held
         waited = frozenset(row.connection for row in held)
         if held:
@@ -168,7 +178,7 @@ class Segments:
             for connection in self._connections.values():
                 if connection.parser is not None:
                     self._take(connection, connection.parser.expire(now_mono_ns), finished)
-        return [self._columns(key, rows, offset_ns) for key, rows in finished.items()]
+        return [*batches, *(self._columns(key, rows, offset_ns) for key, rows in finished.items())]
 
     def upgraded(self, upgrades: Mapping[int, Upgrade]) -> None:
         """Take in the requests that connections were upgraded to HTTP/2 with, by connection; before their segments."""

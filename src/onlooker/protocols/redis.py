@@ -26,6 +26,8 @@ MAX_LINE: Final = 16_384
 MAX_BULK: Final = 1 << 33
 IDLE_NS: Final = 50_000_000
 """After this much silence nothing of a pipeline can be under way: what was lost track of may be found again."""
+SETTLED_MAX: Final = 64
+"""With more commands under way, what is lost is declared later: looking through them all would cost too much."""
 PIPELINE: Final = "PIPELINE"
 ROLE_SERVER: Final = 2
 """`enum role`.  The server writes its replies before it reads on, so on its side requests never overlap replies."""
@@ -39,7 +41,7 @@ _CONFIRMATIONS: Final = frozenset(
     {b"subscribe", b"psubscribe", b"ssubscribe", b"unsubscribe", b"punsubscribe", b"sunsubscribe"}
 )
 _SUBSCRIPTIONS: Final = frozenset(w.decode().upper() for w in _CONFIRMATIONS)
-_BLOCKING: Final = frozenset("""BLPOP BRPOP BRPOPLPUSH BLMOVE BLMPOP BZPOPMIN BZPOPMAX BZMPOP WAIT WAITAOF""".split())
+BLOCKING: Final = frozenset("""BLPOP BRPOP BRPOPLPUSH BLMOVE BLMPOP BZPOPMIN BZPOPMAX BZMPOP WAIT WAITAOF""".split())
 _BLOCKING_IF_ASKED: Final = frozenset({"XREAD", "XREADGROUP"})
 _INLINE: Final = frozenset(
     """PING SET GET DEL EXISTS EXPIRE TTL INCR DECR INCRBY DECRBY LPUSH RPUSH LPOP RPOP LRANGE LLEN SADD SREM SPOP
@@ -49,7 +51,7 @@ _INLINE: Final = frozenset(
 )
 
 _PLAIN, _NAMES, _NOTES, _SELECTS, _MAY_BLOCK, _REPLIES_OFF = 0, 1, 2, 3, 4, 5
-_SPECIAL: Final[dict[str, int]] = {
+SPECIAL: Final[dict[str, int]] = {
     **dict.fromkeys(_SUBSCRIPTIONS, _NAMES),
     "MONITOR": _NOTES,
     "SYNC": _NOTES,
@@ -65,6 +67,11 @@ _BULK: Final = frozenset(b"$=!")
 _MULTIPLES: Final = {ord("*"): 1, ord("~"): 1, ord(">"): 1, ord("%"): 2, ord("|"): 2}
 
 
+def _size(pending: Pending) -> int:
+    """How many commands it stands for."""
+    return pending.value if pending.kind in ("batch", "gap") and isinstance(pending.value, int) else 1
+
+
 class RedisParser(Connection):
     """One connection."""
 
@@ -77,6 +84,7 @@ class RedisParser(Connection):
         self._steady = False  # nothing is under way: the short way may be taken
         self._request_end = self._reply_end = -1  # stream offsets that are due next
         self._overlapped = False  # the client sends on before it has its replies
+        self._overlapping = False  # perhaps it does
         self._last_response_ns = 0
         self._no_replies = False
         self._unanswered = 0  # commands to come that CLIENT REPLY SKIP silences
@@ -100,6 +108,20 @@ class RedisParser(Connection):
         self._reply_push = b""
         self._batch_code = ""  # of the first command of the batch under way that failed
         self._replies_synced = True
+        # what tells how many commands bytes are that were not captured
+        self._sent_bytes = self._sent_commands = 0
+        # every command is told or lost: asked (seen, or by the bytes of a gap), told, and declared lost so far
+        self._asked = self._told = self._declared = 0
+
+    @property
+    def lost(self) -> int:
+        """See `SegmentParser.lost`: what was asked and not told, once nothing is under way."""
+        if len(self._queue) > SETTLED_MAX:
+            return 0
+        waiting = sum(map(_size, self._queue)) + (self._quick is not None)
+        new = max(self._asked - self._told - self._declared - waiting, 0)
+        self._declared += new
+        return new
 
     def feed(self, segment: Segment) -> list[Operation]:
         """See `SegmentParser.feed`.
@@ -120,8 +142,11 @@ class RedisParser(Connection):
                 and self._arguments_end(head, match.end(), int(match[1]) - 1) == len(head)
             ):
                 name = self._names.get(match[3]) or self._canonical(match[3])
-                if name not in _SPECIAL:
+                if name not in SPECIAL:
                     self._request_end += len(head)
+                    self._sent_bytes += len(head)
+                    self._sent_commands += 1
+                    self._asked += 1
                     self._quick = (segment, name)
                     if self._early:
                         self._slow_down()
@@ -142,6 +167,7 @@ class RedisParser(Connection):
             self._reply_end += len(head)
             self._last_response_ns = end_ns = segment.mono_ns
             request, name = quick
+            self._told += 1
             start_ns = request.mono_ns
             end_ns = max(end_ns, start_ns)
             name, dims = self.options.store_dims(SYSTEM, name, "", self._database, "", "")
@@ -163,7 +189,7 @@ class RedisParser(Connection):
                     request.trace_flags if trace_id else 1,
                     request.parent_source,
                     request.tid,
-                    name in _BLOCKING,
+                    name in BLOCKING,
                 )
             ]
         else:
@@ -180,6 +206,26 @@ class RedisParser(Connection):
         )
         return out
 
+    @property
+    def is_steady(self) -> bool:
+        """Nothing is under way: the next segment is a request, and `advance` may be told of plain exchanges."""
+        return self._steady and not self._queue and self._quick is None and not self._early
+
+    @property
+    def due(self) -> tuple[int, int]:
+        """Stream offsets of the next request and the next reply."""
+        return self._request_end, self._reply_end
+
+    def advance(self, request_end: int, reply_end: int, mono_ns: int, commands: int) -> str:
+        """Plain exchanges were read by `_redis_columns`: stand behind them.  Gives the database's number."""
+        self._sent_bytes += request_end - self._request_end
+        self._sent_commands += commands
+        self._asked += commands
+        self._told += commands
+        self._request_end, self._reply_end = request_end, reply_end
+        self._last_response_ns = mono_ns
+        return self._database
+
     def _slow_down(self) -> None:
         """The request that took the short way is made one of the queue."""
         if self._quick is not None:
@@ -193,9 +239,7 @@ class RedisParser(Connection):
         if not self._replies_synced:
             self._settle(out)
         for pending in self._queue:
-            if pending.kind == "gap":
-                self._lost += 1
-            else:
+            if pending.kind != "gap":
                 self._emit(out, pending, mono_ns, "", error or ERROR_OTHER)
         self._queue.clear()
         return out
@@ -218,7 +262,7 @@ class RedisParser(Connection):
             if not self._overlapped and (not self._replies_synced or self._queue[0].kind == "gap"):
                 self._settle(out)
             elif not self._skip and not self._carry and self.role != ROLE_SERVER:
-                self._overlapped = True
+                self._overlapping = True  # or the reply was not captured: the next one will tell
         if segment.offset != self._request_end >= 0:
             self._miss(segment, segment.offset - self._request_end)
         self._request_end = segment.offset + segment.length
@@ -256,11 +300,25 @@ class RedisParser(Connection):
             if self._name:
                 # the command that the gap begins in is known; how many follow is not
                 self._end_command(segment, [], b"")
-            self._queue.append(Pending("gap", segment, segment.mono_ns, -1))
+            gap = Pending("gap", segment, segment.mono_ns, -1)
+            gap.value = self._commands_in(count)
+            self._asked += gap.value
+            self._queue.append(gap)
+        elif self._queue and self._queue[-1].kind == "gap":
+            gap = self._queue[-1]
+            more = self._commands_in(count)
+            self._asked += more
+            gap.value = int(gap.value or 0) + more  # type: ignore[call-overload]  # of a gap: a number
         self._requests_synced = False
         self._carry = b""
         self._skip = self._arguments = 0
         self._name = ""
+
+    def _commands_in(self, count: int) -> int:
+        """How many commands so many bytes are, by the commands of this connection that were seen; at least one."""
+        if not self._sent_commands:
+            return 1
+        return max(round(count * self._sent_commands / self._sent_bytes), 1)
 
     def _take_requests(self, data: bytes, segment: Segment) -> None:
         if not data:
@@ -302,7 +360,7 @@ class RedisParser(Connection):
                     burst.append((name, segment.mono_ns, end - start, data[match.end() : match.end() + 128]))
                     position = end
                     continue
-                if name in _SPECIAL and size - position < 256 and not segment.tail and len(data) == size:
+                if name in SPECIAL and size - position < 256 and not segment.tail and len(data) == size:
                     self._carry = data[position:]  # the arguments matter: wait for them
                     break
                 self._name, self._arguments = name, count
@@ -358,7 +416,7 @@ class RedisParser(Connection):
         self._carry = b""
         self._skip = self._arguments = 0
         self._name = ""
-        self._lost += 1
+        self._asked += 1
 
     def _end_command(self, segment: Segment, burst: list[tuple[str, int, int, bytes]], rest: bytes) -> None:
         name, self._name = self._name, ""
@@ -367,17 +425,21 @@ class RedisParser(Connection):
         if burst:
             burst.append((name, self._command_start_ns, -1, rest))
         else:
+            self._asked += 1
             self._push(segment, name, self._command_start_ns, -1, rest)
 
     def _push_burst(self, segment: Segment, burst: list[tuple[str, int, int, bytes]]) -> None:
         cap = self.options.pipeline_spans
+        self._sent_commands += len(burst)
+        self._asked += len(burst)
+        self._sent_bytes += sum(size for _, _, size, _ in burst if size > 0)
         for name, start_ns, size, rest in burst[:cap]:
             self._push(segment, name, start_ns, size, rest)
         more = len(burst) - cap
         if more > 0 and not self.note:
             batch = Pending("batch", segment, segment.mono_ns, sum(size for _, _, size, _ in burst[cap:]))
             batch.value = more
-            if any(name in _SPECIAL for name, *_ in burst[cap:]):
+            if any(name in SPECIAL for name, *_ in burst[cap:]):
                 for name, *_ in burst[cap:]:
                     if name == "SELECT":
                         self._database = ""  # not followed inside a batch
@@ -387,15 +449,13 @@ class RedisParser(Connection):
 
     def _push(self, segment: Segment, name: str, start_ns: int, size: int, rest: bytes) -> None:
         pending = Pending(name, segment, start_ns, size)
-        special = _SPECIAL.get(name, _PLAIN)
+        special = SPECIAL.get(name, _PLAIN)
         if special and self._prepare(pending, name, special, rest):
             return
         if self._no_replies or self._unanswered:
             self._unanswered -= self._unanswered > 0
-            self._lost += 1
-            return
+            return  # lost
         if len(self._queue) >= MAX_PENDING:
-            self._lost += len(self._queue)
             self._queue.clear()
             self._replies_synced = False
             self._overlapped = True
@@ -407,7 +467,7 @@ class RedisParser(Connection):
             self._subscribed = True
         elif special == _NOTES:
             self.note = "monitor" if name == "MONITOR" else "replication"
-            self._lost += sum(p.value if isinstance(p.value, int) else 1 for p in self._queue)
+            self._asked -= 1  # it gives no operation
             self._queue.clear()
             return True
         elif special == _SELECTS:
@@ -436,7 +496,13 @@ class RedisParser(Connection):
         self._reply_end = segment.offset + segment.length
         self._last_response_ns = segment.mono_ns
         if segment.offset != expected >= 0:
-            self._miss_replies(segment.offset - expected)
+            if segment.offset > expected and self._queue and not self._overlapped:
+                self._keep_last()
+            else:
+                self._miss_replies(segment.offset - expected)
+        elif self._overlapping:
+            self._overlapped = True
+        self._overlapping = False
         if not self._replies_synced:
             if not self._queue and self._settled:
                 self._restart_replies()
@@ -479,12 +545,18 @@ class RedisParser(Connection):
             self._emit(out, pending, self._last_response_ns, code, code)
         for pending in queue:
             if pending.kind == "gap" and self._replies_synced and pending.index:
-                self._emit(out, pending, self._last_response_ns, "", "")  # its replies were counted
-            elif pending.kind == "batch":
-                self._lost += int(pending.value) if isinstance(pending.value, int) else 1
-            else:
-                self._lost += 1
+                # its replies were counted, with those to what came behind it: there were at least so many commands
+                self._asked += max(pending.index - sum(map(_size, queue)), 0)
+                self._emit(out, pending, self._last_response_ns, "", "")
         queue.clear()
+        self._restart_replies()
+
+    def _keep_last(self) -> None:
+        """Replies of a client that waits for them were not captured: the next one is to its last call."""
+        queue = self._queue
+        newest_ns = queue[-1].request_end_ns
+        while queue[0].request_end_ns != newest_ns or (queue[0].kind == "gap" and len(queue) > 1):
+            queue.popleft()
         self._restart_replies()
 
     def _take_replies(self, out: list[Operation], data: bytes, segment: Segment) -> None:
@@ -610,7 +682,7 @@ class RedisParser(Connection):
     def _complete(self, out: list[Operation], first: int, line: bytes, mono_ns: int) -> None:
         queue = self._queue
         if not queue:
-            self._lost += not self._settled
+            self._asked += not self._settled
             return
         pending = queue[0]
         if not pending.response_ns:
@@ -633,13 +705,15 @@ class RedisParser(Connection):
 
     def _emit(self, out: list[Operation], pending: Pending, end_ns: int, code: str, error: str) -> None:
         name = pending.kind
+        self._told += 1
         varying: Mapping[str, AttributeValue] = NO_VARYING
         if name == "batch" or name == "gap":
             name = PIPELINE
             size = pending.value if isinstance(pending.value, int) and pending.kind == "batch" else pending.index
+            self._told += size - 1
             varying = {semconv.DB_OPERATION_BATCH_SIZE: size}
         elif self.options.query_text:
             varying = {semconv.DB_QUERY_TEXT: name}
         name, dims = self.options.store_dims(SYSTEM, name, "", self._database, code, error)
-        stream = name in _BLOCKING or name in _SUBSCRIPTIONS or (name in _BLOCKING_IF_ASKED and bool(pending.value))
+        stream = name in BLOCKING or name in _SUBSCRIPTIONS or (name in _BLOCKING_IF_ASKED and bool(pending.value))
         out.append(pending.operation(name, dims, varying, end_ns, error, stream=stream))
