@@ -11,7 +11,7 @@
 #define LINE_KEPT 128		  /* of a header line longer than this only the beginning matters */
 #define STEPS_MAX 200		  /* pieces of messages walked in one call */
 #define FRAME_STEPS 40		  /* HTTP/2: two a frame, walked FRAME_STEPS times FRAME_STEPS in one call */
-#define UPGRADE_SCAN 384		  /* bytes of the head of a 101 that are searched for "h2c" */
+#define UPGRADE_SCAN 256		  /* bytes of the head of a 101 that are searched for "h2c" */
 #define PIPELINE_MAX 64		  /* requests in flight whose HEAD and CONNECT are told apart */
 #define HEAD_MAX (64 * 1024)	  /* a message head longer than this is given up */
 #define SEGMENT_TAIL 64		  /* bytes from the end of a transfer that is kept in part */

@@ -683,13 +683,24 @@ __noinline int classify_window(__u32 index)
 	return w ? http1_classify(w->window.bytes, w->window.length) : VERDICT_NO;
 }
 
+/* source_seek, walked by the verifier once. */
+__noinline int seek_window(__u32 index)
+{
+	struct work *w = work_of(index);
+
+	if (w)
+		source_seek(&w->source);
+	return 0;
+}
+
 __noinline int read_window(__u32 index, __u32 carry, __u32 room)
 {
 	struct work *w = work_of(index);
 
 	if (!w || carry > CARRY_SIZE || room > HEAD_WINDOW || !w->source.iov_count)
 		return 0;
-	source_seek(&w->source);
+	if (w->source.iov_total > MAX_IOVECS)
+		seek_window(index);
 	return source_read(&w->source, w->window.bytes + at_most(carry, CARRY_SIZE), room);
 }
 

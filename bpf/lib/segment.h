@@ -52,7 +52,8 @@ __noinline int gather(__u32 index, __u32 skip, __u32 at, __u32 end)
 	if (!w || !scratch)
 		return 0;
 	w->source.offset = skip;
-	source_seek(&w->source);
+	if (w->source.iov_total > MAX_IOVECS)
+		seek_window(index);
 	scratch->copied = at;
 	scratch->skip = skip - w->source.iov_start;
 	for (__u32 i = 0; i < MAX_IOVECS; i++) {
