@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.databases import Server
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "tests/live/databases"
 BUILT = ROOT / "build/databases"
@@ -162,3 +164,24 @@ def off_by(done: Sequence[Done], spans: Sequence[dict[str, Any]]) -> list[tuple[
         last_ns = max(span["start_ns"] + span["duration_ns"] for span in inside)
         found.append((one, (one.took_ns - (last_ns - inside[0]["start_ns"])) / 1e6))
     return found
+
+
+class RedisServer:
+    """A running Redis, and its own count of commands."""
+
+    def __init__(self, server: Server) -> None:
+        self.port, self.pid = server.port, server.pid
+
+    def ask(self, *words: str) -> str:
+        return subprocess.run(
+            ["redis-cli", "-p", str(self.port), *words], check=True, text=True, stdout=subprocess.PIPE, timeout=60
+        ).stdout
+
+    def counted(self) -> Counter[str]:
+        """Calls by command, those that failed too."""
+        found: Counter[str] = Counter()
+        for name, calls, rejected in re.findall(
+            r"cmdstat_([^:]+):calls=(\d+),.*?rejected_calls=(\d+)", self.ask("INFO", "commandstats")
+        ):
+            found[name.partition("|")[0].upper()] += int(calls) + int(rejected)
+        return found - Counter({"CONFIG": 1})
