@@ -56,7 +56,7 @@ need default-jdk-headless javac
 need maven mvn
 # mysqlclient has no wheels
 need gcc gcc cc
-need python3-dev '/usr/include/python3*/Python.h' '/root/.pyenv/versions/*/include/python3*/Python.h'
+need python3-dev "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h"
 need libmariadb-dev /usr/include/mariadb/mysql.h
 need pkg-config pkg-config
 
