@@ -44,7 +44,7 @@ from onlooker.errors import AgentError, ConfigError
 from onlooker.export.otlp_traces import SpanEncoder
 from onlooker.export.printer import Printer, PrintFormat
 from onlooker.export.span_buffer import SpanBuffer
-from onlooker.light import release_memory, release_start, trim_heap
+from onlooker.light import release_memory, release_start, trim_heap, unmap_files
 from onlooker.observe import LiveView, own_metrics, process_age_s, rss_bytes
 from onlooker.overload import Overload
 from onlooker.plaintext import Plaintext
@@ -87,6 +87,9 @@ RELOADED: Final = {
 
 TRIM_S: Final = 10.0
 """How often the heap gives back what lies free between columns that are in use: half of what a busy second takes."""
+
+SETTLED_S: Final = 90.0
+"""By then everything has run once: the first export of metrics is after a minute."""
 
 Sink = Callable[[RequestBatch], None]
 
@@ -435,6 +438,8 @@ class Agent:
         if self.loaded.config.confine and (reason := confine()):
             log.warning("not confined by a system call filter: %s", reason)
         release_start()
+        # the first requests, scrape and export bring back what they need, and code that runs once
+        loop.call_later(SETTLED_S, unmap_files)
         live = self._show_live(ended)
         try:
             await self._watch_over(ended)

@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 
-_KEPT_FREE_BYTES: Final = 8 << 20
+_KEPT_FREE_BYTES: Final = 4 << 20
 """What the heap may keep between two batches: less would fault its pages in again for every one."""
 _OWN_MAPPING_BYTES: Final = 512 << 10
 """Larger blocks are mapped on their own and go back to the system: requests on their way out would else pin the heap

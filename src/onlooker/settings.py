@@ -92,7 +92,7 @@ def span_wait_s(config: Config) -> float:
 
     And less than a series lives without requests: waiting spans point to theirs.
     """
-    lives_s = max(config.otel_metrics_export.ttl, config.prometheus_export.ttl) or SPAN_WAIT_S
+    lives_s = max(config.otel_metrics_export.ttl, config.prometheus_export.ttl) or float("inf")  # 0: for ever
     return min(config.otel_traces_export.batch_timeout / 2, lives_s / 2, SPAN_WAIT_S)
 
 
