@@ -385,19 +385,18 @@ static __always_inline __u32 tcp_position(struct sock *sk, __u32 direction)
  */
 static __always_inline __u64 arrival(struct connection *c, struct sock *sk, __u32 direction, int result, __u64 now)
 {
-	struct tcp_sock *tcp = (struct tcp_sock *)sk;
 	__u64 copied, came;
 
 	if (direction != DIRECTION_RECEIVE || c->streams[DIRECTION_RECEIVE].bytes != result || c->family == AF_UNIX ||
 	    KERNEL_FIELD(sk, sk_protocol) != IPPROTO_TCP)
 		return now;
 	/* a connection that is older than the agent has had bytes before */
-	copied = BPF_CORE_READ(tcp, bytes_received) -
-		 (BPF_CORE_READ(tcp, rcv_nxt) - BPF_CORE_READ(tcp, copied_seq));
+	copied = BPF_CORE_READ((struct tcp_sock *)sk, bytes_received) -
+		 (BPF_CORE_READ((struct tcp_sock *)sk, rcv_nxt) - BPF_CORE_READ((struct tcp_sock *)sk, copied_seq));
 	if (copied != result)
 		return now;
 	/* the kernel begins to measure the round trip with the first segment */
-	came = BPF_CORE_READ(tcp, rcv_rtt_est.time) * 1000;
+	came = BPF_CORE_READ((struct tcp_sock *)sk, rcv_rtt_est.time) * 1000;
 	return came && came < now ? came : now;
 }
 
