@@ -15,7 +15,6 @@ import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +29,9 @@ from measure import (
     NotPossible,
     Priority,
     agent,
+    built_floor,
     cpu_ns,
+    floor,
     memory,
     need,
     nginx,
@@ -88,26 +89,6 @@ class Plan:
     directory: Path
 
 
-# ---- the floor ----
-
-
-@contextlib.contextmanager
-def floor(directory: Path) -> Iterator[None]:
-    """Empty programs on the hooks of the capture."""
-    sys.path.insert(0, str(ROOT / "src"))
-    from onlooker.kernel.object import Object
-
-    built = directory / "floor.bpf.o"
-    if not built.exists():
-        source = ROOT / "benchmarks/floor.bpf.c"
-        subprocess.run(["clang", "-O2", "-g", "-target", "bpf", "-c", source, "-o", built], check=True)
-    with Object(built.read_bytes()) as loaded:
-        loaded.load()
-        for name in loaded.sections:
-            loaded.attach(name)
-        yield
-
-
 # ---- the server's CPU time ----
 
 
@@ -127,8 +108,9 @@ def server_cost(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
             with agent(plan.directory, "--open-port", str(port), core=OTHER_CORE):
                 yield
 
+        empty = built_floor(plan.directory)
         variants: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
-            "floor": lambda: floor(plan.directory),
+            "floor": lambda: floor(empty),
             "watched": lambda: watching(server.port),
             "bystander": lambda: watching(other.port),
         }

@@ -13,7 +13,7 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from measure import Agent, Nginx, agent, cpu_ns, nginx, paced_running, sink, wrk, wrk_running
+from measure import Agent, Nginx, agent, cpu_ns, floor, nginx, paced_running, sink, wrk, wrk_running
 
 NS_PER_INSTRUCTION = 2
 SETTLE_S = 1.5  # more than the longest interval of draining
@@ -67,7 +67,7 @@ def counted(
 
 
 def main() -> None:
-    """One run: without the agent, then with it."""
+    """One run: without the agent, with empty programs, then with it."""
     options = json.loads(sys.argv[1])
     seconds, slow_seconds = options["seconds"], options["slow_seconds"]
     with contextlib.ExitStack() as stack:
@@ -85,6 +85,8 @@ def main() -> None:
             "alone": counted(server, None, fast(), seconds),
             "alone_slow": counted(server, None, slow(), slow_seconds),
         }
+        with floor(Path(options["floor"])):
+            found["floor"] = counted(server, None, fast(), seconds)
         port = stack.enter_context(sink(core=None)) if options["otlp"] else 0
         watcher = stack.enter_context(
             agent(directory, "--open-port", str(server.port), core=None, otlp_port=port, timeout_s=200)

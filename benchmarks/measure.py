@@ -182,6 +182,31 @@ def nginx(directory: Path, *, core: int | None) -> Iterator[Nginx]:
         yield Nginx(process.pid, found[0], port)
 
 
+# ---- the floor ----
+
+
+def built_floor(directory: Path) -> Path:
+    """The object of the empty programs, built there."""
+    built = directory / "floor.bpf.o"
+    source = ROOT / "benchmarks/floor.bpf.c"
+    directory.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["clang", "-O2", "-g", "-target", "bpf", "-c", source, "-o", built], check=True)
+    return built
+
+
+@contextlib.contextmanager
+def floor(built: Path) -> Iterator[None]:
+    """Empty programs on the hooks of the capture."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from onlooker.kernel.object import Object
+
+    with Object(built.read_bytes()) as loaded:
+        loaded.load()
+        for name in loaded.sections:
+            loaded.attach(name)
+        yield
+
+
 # ---- loads ----
 
 

@@ -7,6 +7,7 @@
 #define MAX_IOVECS 16		  /* of one call that are looked at together */
 #define IOVEC_TURNS 64		  /* so often the next ones are; what lies beyond counts as unreadable */
 #define HEAD_WINDOW 512		  /* bytes of user memory looked at in one go */
+#define HEAD_ENOUGH 64		  /* bytes behind which a buffer that ends with a line is taken for a whole head */
 #define CARRY_SIZE 256		  /* bytes of an unfinished line kept between two calls */
 #define LINE_KEPT 128		  /* of a header line longer than this only the beginning matters */
 #define STEPS_MAX 200		  /* pieces of messages walked in one call */
@@ -34,6 +35,8 @@
 #define TLS_CLASSIFY_TRIES 250	  /* as CLASSIFY_TRIES: a TLS record holds 16 KiB at most, so a body is many of them */
 #define PROCESSES_MAX 8192	  /* processes whose threads are no execution contexts */
 
+#define WAKEUP_WINDOW 16384	  /* bytes behind that point whose writers wake: more than all CPUs reserve at a time */
+
 /* Set before load; branches on them are pruned. */
 extern const volatile __u64 secret;	   /* random: keys of hashes that peers could otherwise collide */
-extern const volatile __u32 wakeup_bytes;  /* a ring filled this far wakes the reader */
+extern const volatile __u32 wakeup_bytes;  /* a ring filled this far, or by as much again, wakes the reader; a power of two */

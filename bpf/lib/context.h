@@ -115,6 +115,7 @@ struct {
 } ended_elsewhere SHARED_MAP;
 
 #define CLIENT_CONTEXT_AGE_NS (60ULL * 1000 * 1000 * 1000)
+#define CLIENT_CONTEXT_STEP_NS (1000ULL * 1000 * 1000)
 
 /* A bijective mixer (the finaliser of SplitMix64): spreads a counter or a sum over all bits. */
 static __always_inline __u64 mix(__u64 x)
@@ -126,11 +127,10 @@ static __always_inline __u64 mix(__u64 x)
 	return x ^ x >> 31;
 }
 
-static __always_inline __u64 random_id(void)
+/* All zero means none. */
+static __always_inline __u64 some_id(__u64 id)
 {
-	__u64 id = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
-
-	return id ? id : 1; /* all zero means none */
+	return id ? id : 1;
 }
 
 /* Whether any thread moves several messages in a call: then the end of such a call matters. */
@@ -163,23 +163,30 @@ static __always_inline __u64 peer_key(const struct connection *c, __u64 server_s
 {
 	const __u64 *client_address = (const __u64 *)(client ? c->local_address : c->remote_address);
 	const __u64 *server_address = (const __u64 *)(client ? c->remote_address : c->local_address);
-	__u64 ports;
+	__u64 ports, key;
 
 	if (c->family == AF_UNIX)
 		return server_socket ? mix(server_socket ^ secret) : 0;
 	ports = client ? (__u64)c->local_port << 16 | c->remote_port :
 			 (__u64)c->remote_port << 16 | c->local_port;
-	return mix(mix(client_address[0] ^ secret) + mix(client_address[1] + ports) +
-		   mix(server_address[0] - secret) * 3 + server_address[1]);
+	/* a polynomial at a point that only we know */
+	key = mix(client_address[0] ^ secret);
+	key = (key + client_address[1] + ports) * (secret | 1);
+	key = (key ^ server_address[0]) * (secret | 1);
+	return mix(key + server_address[1]);
 }
 
-/* Take the client's context over, if it is there by now. */
-static __always_inline void resolve(struct context *context)
+/* When a client on this host began a request the last time, to a second: without one there is nothing to look for. */
+__u64 newest_client_mono_ns SHARED;
+
+/* Take the client's context over, if it is there by now.  `now`: not before the last byte of the request. */
+static __always_inline void resolve(struct context *context, __u64 now)
 {
 	struct client_context *client;
 	__u64 key = context->peer_key; /* on the stack: 6.1 takes keys from nowhere else */
 
-	if (context->source != PARENT_NONE || !key)
+	if (context->source != PARENT_NONE || !key ||
+	    now > newest_client_mono_ns + CLIENT_CONTEXT_AGE_NS + CLIENT_CONTEXT_STEP_NS)
 		return;
 	client = bpf_map_lookup_elem(&client_contexts, &key);
 	if (!client || client->stamp != context->peer_stamp)
@@ -193,9 +200,16 @@ static __always_inline void resolve(struct context *context)
 	context->source = PARENT_PEER;
 }
 
-static __always_inline void context_new(struct context *context, const struct http1_head *head)
+/*
+ * A request is new: its ids are those that traceparent says, or are made of what is unique on this host, the connection and
+ * the request's number on it.  The secret makes them differ between hosts.
+ */
+static __always_inline void context_new(struct context *context, const struct http1_head *head, __u64 connection_id,
+					__u32 sequence)
 {
-	context->span_id = random_id();
+	__u64 of_connection = mix(connection_id ^ secret);
+
+	context->span_id = some_id(mix(of_connection + sequence));
 	context->peer_key = 0;
 	if (head->flags & HEAD_TRACEPARENT) {
 		context->trace_id[0] = head->trace_id[0];
@@ -205,8 +219,8 @@ static __always_inline void context_new(struct context *context, const struct ht
 		context->source = PARENT_HEADER;
 		return;
 	}
-	context->trace_id[0] = mix(context->span_id ^ secret);
-	context->trace_id[1] = random_id();
+	context->trace_id[0] = mix(context->span_id - of_connection);
+	context->trace_id[1] = some_id(mix(context->trace_id[0] ^ of_connection));
 	context->parent_span_id = 0;
 	context->trace_flags = 1;
 	context->source = PARENT_NONE;
@@ -226,11 +240,11 @@ static __always_inline void process_sum(struct process *p, const struct context 
 /* Take off what ended elsewhere; which request remains is then not certain any more. */
 static __always_inline void thread_settle(struct thread *thread)
 {
-	__u32 tid = (__u32)bpf_get_current_pid_tgid();
-	__u32 *ended;
+	__u32 tid, *ended;
 
 	if (!thread->open)
 		return;
+	tid = (__u32)bpf_get_current_pid_tgid();
 	ended = bpf_map_lookup_elem(&ended_elsewhere, &tid);
 	if (!ended)
 		return;
@@ -311,7 +325,7 @@ static __always_inline void context_leave(struct connection *c, struct exchange 
 }
 
 /* A client request begins in the current thread: whose child is it? */
-static __always_inline void context_inherit(struct context *context, __u32 tgid)
+static __always_inline void context_inherit(struct context *context, __u32 tgid, __u64 now)
 {
 	struct thread *thread;
 
@@ -349,7 +363,7 @@ static __always_inline void context_inherit(struct context *context, __u32 tgid)
 		context->source = PARENT_AMBIGUOUS;
 		return;
 	}
-	resolve(&thread->context);
+	resolve(&thread->context, now);
 	thread->handed_out = 1;
 	context->trace_id[0] = thread->context.trace_id[0];
 	context->trace_id[1] = thread->context.trace_id[1];
@@ -371,6 +385,9 @@ static __always_inline void context_publish(const struct context *context, __u64
 
 	__u64 key = context->peer_key;
 
-	if (key)
-		bpf_map_update_elem(&client_contexts, &key, &client, BPF_ANY);
+	if (!key)
+		return;
+	if (now > newest_client_mono_ns + CLIENT_CONTEXT_STEP_NS)
+		newest_client_mono_ns = now;
+	bpf_map_update_elem(&client_contexts, &key, &client, BPF_ANY);
 }

@@ -22,12 +22,12 @@ static __always_inline bool classify(struct connection *c, struct sock *sk, stru
 		bpf_probe_read_kernel(w->window.bytes, at_most(carry, 16), s->carry);
 	else
 		s->start_mono_ns = now;
-	n = read_window(w->index, carry, 32);
+	n = read_window(w, carry, 32);
 	verdict = VERDICT_NO;
 	length = carry + n;
 	if (n) {
 		w->window.length = length;
-		verdict = classify_window(w->index);
+		verdict = classify_window(w);
 	}
 	if (verdict == VERDICT_REQUEST || verdict == VERDICT_RESPONSE) {
 		c->protocol = PROTOCOL_HTTP1;
@@ -108,7 +108,7 @@ static __always_inline void follow(struct connection *c, struct sock *sk, struct
 			upgrade(c);
 			return;
 		}
-		if (!again)
+		if (!again || w->source.offset == w->source.length)
 			return;
 	}
 	count_loss(LOSS_STEPS);

@@ -30,6 +30,17 @@ static __always_inline struct pt_regs *user_registers(void)
 }
 #endif
 
+/* The TCP part of a socket that speaks it; of others NULL, or nothing that means anything. */
+static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
+{
+#ifdef ONLOOKER_OLD_KERNEL
+	return (struct tcp_sock *)sk;
+#else
+	/* "bpf: Add bpf_skc_to_{tcp, tcp_timewait, tcp_request}_sock() helpers", 5.9 */
+	return bpf_skc_to_tcp_sock(sk);
+#endif
+}
+
 static __always_inline struct sock *socket_sock(struct socket *socket)
 {
 	return KERNEL_FIELD(socket, sk);

@@ -146,7 +146,7 @@ SUBPROGRAM(emit)
 				w->flags |= REQUEST_INCOMPLETE;
 			context_leave(c, x);
 			if (c->request_direction == DIRECTION_RECEIVE)
-				resolve(&x->context);
+				resolve(&x->context, w->end_mono_ns);
 		} else {
 			w->flags |= RESPONSE_HALF;
 		}
@@ -252,6 +252,23 @@ static __always_inline struct exchange *begin_request(struct connection *c, stru
 	return x;
 }
 
+#define SHORT_TEXT 32
+
+/* Copy up to SHORT_TEXT bytes in whole words; what is behind them becomes zero.  A helper costs more than that. */
+static __always_inline void copy_short(__u8 *to, const __u8 *from, __u32 length)
+{
+#pragma unroll
+	for (__u32 i = 0; i < SHORT_TEXT; i += 8) {
+		__u64 word = *(const __u64 *)(from + i);
+
+		if (i + 8 >= length) {
+			*(__u64 *)(to + i) = word & (~0ULL >> ((i + 8 - length) * 8 & 63));
+			break;
+		}
+		*(__u64 *)(to + i) = word;
+	}
+}
+
 /* Keep the start line (or what there is of it, cut) as the record's text. */
 static __always_inline void keep_line(struct connection *c, struct exchange *x, __u32 which,
 				      const struct http1_window *w, __u32 line, bool cut)
@@ -277,7 +294,10 @@ static __always_inline void keep_line(struct connection *c, struct exchange *x, 
 		length = HTTP_LONG_TEXT_SIZE;
 	if (length > HTTP_TEXT_SIZE)
 		zero_words(text + HTTP_TEXT_SIZE, HTTP_LONG_TEXT_SIZE - HTTP_TEXT_SIZE);
-	bpf_probe_read_kernel(text, at_most(length, HTTP_LONG_TEXT_SIZE), w->bytes);
+	if (length && length <= SHORT_TEXT)
+		copy_short(text, w->bytes, length);
+	else
+		bpf_probe_read_kernel(text, at_most(length, HTTP_LONG_TEXT_SIZE), w->bytes);
 	x->text_length = length;
 }
 
@@ -292,6 +312,12 @@ static __always_inline void keep_host(struct connection *c, struct exchange *x, 
 		return;
 	if (at + length > HTTP_LONG_TEXT_SIZE)
 		return;
+	if (length <= SHORT_TEXT && at <= HTTP_TEXT_SIZE - SHORT_TEXT) {
+		copy_short(text + at_most(at, HTTP_TEXT_SIZE - SHORT_TEXT), w->bytes + (w->host & WINDOW_MASK), length);
+		x->host_length = length;
+		x->text_length = at + length;
+		return;
+	}
 	if (at <= HTTP_TEXT_SIZE && at + length > HTTP_TEXT_SIZE)
 		zero_words(text + HTTP_TEXT_SIZE, HTTP_LONG_TEXT_SIZE - HTTP_TEXT_SIZE);
 	if (bpf_probe_read_kernel(text + at_most(at, 255), at_most(length, 255), w->bytes + (w->host & WINDOW_MASK)))
@@ -365,16 +391,19 @@ static __always_inline void request_head(struct connection *c, struct stream *s,
 /* Where the TCP stream stands, in one direction. */
 static __always_inline __u32 tcp_position(struct sock *sk, __u32 direction)
 {
+	struct tcp_sock *tcp = tcp_of(sk);
 	__u32 position;
 	__u8 state;
 
+	if (!tcp)
+		return 0;
 	if (direction == DIRECTION_SEND)
-		return BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
-	position = BPF_CORE_READ((struct tcp_sock *)sk, copied_seq);
+		return KERNEL_FIELD(tcp, write_seq);
+	position = KERNEL_FIELD(tcp, copied_seq);
 	state = KERNEL_FIELD(sk, __sk_common.skc_state);
 	/* the end of a stream takes a number too, and is read with the last bytes */
 	if (state > TCP_ESTABLISHED && state != TCP_FIN_WAIT1 && state != TCP_FIN_WAIT2 &&
-	    position == BPF_CORE_READ((struct tcp_sock *)sk, rcv_nxt))
+	    position == KERNEL_FIELD(tcp, rcv_nxt))
 		position--;
 	return position;
 }
@@ -385,18 +414,21 @@ static __always_inline __u32 tcp_position(struct sock *sk, __u32 direction)
  */
 static __always_inline __u64 arrival(struct connection *c, struct sock *sk, __u32 direction, int result, __u64 now)
 {
+	struct tcp_sock *tcp;
 	__u64 copied, came;
 
 	if (direction != DIRECTION_RECEIVE || c->streams[DIRECTION_RECEIVE].bytes != result || c->family == AF_UNIX ||
 	    KERNEL_FIELD(sk, sk_protocol) != IPPROTO_TCP)
 		return now;
+	tcp = tcp_of(sk);
+	if (!tcp)
+		return now;
 	/* a connection that is older than the agent has had bytes before */
-	copied = BPF_CORE_READ((struct tcp_sock *)sk, bytes_received) -
-		 (BPF_CORE_READ((struct tcp_sock *)sk, rcv_nxt) - BPF_CORE_READ((struct tcp_sock *)sk, copied_seq));
+	copied = KERNEL_FIELD(tcp, bytes_received) - (KERNEL_FIELD(tcp, rcv_nxt) - KERNEL_FIELD(tcp, copied_seq));
 	if (copied != result)
 		return now;
 	/* the kernel begins to measure the round trip with the first segment */
-	came = BPF_CORE_READ((struct tcp_sock *)sk, rcv_rtt_est.time) * 1000;
+	came = KERNEL_FIELD(tcp, rcv_rtt_est.time) * 1000;
 	return came && came < now ? came : now;
 }
 
@@ -463,16 +495,16 @@ SUBPROGRAM_1(request_context, direction)
 	which = w->head_of - 1;
 	x = &c->exchanges[which & 1];
 	w->head_of = 0;
-	context_new(&x->context, &w->head);
+	context_new(&x->context, &w->head, c->id, x->sequence);
 	if (client)
-		context_inherit(&x->context, x->tgid);
+		context_inherit(&x->context, x->tgid, w->now_mono_ns);
 	if (x->context.source != PARENT_HEADER) {
 		x->context.peer_key = peer_key(c, w->peer_socket, client);
 		x->context.peer_stamp = w->stamp;
 		if (client)
 			context_publish(&x->context, w->now_mono_ns);
 		else
-			resolve(&x->context);
+			resolve(&x->context, w->now_mono_ns);
 	}
 	if (which != AHEAD) {
 		if (!client)
@@ -636,25 +668,20 @@ static __always_inline void last_unseen(struct connection *c, struct sock *sk, s
 		emit(c, w);
 }
 
-/* These run over one entry of the works, verified once and by themselves. */
-__noinline int scan_part(__u32 index)
+WORKPROGRAM(scan_part)
 {
-	struct work *w = work_of(index);
-
 	if (!w)
 		return 0;
 	http1_scan(&w->head, &w->window, 32);
 	return w->window.position < w->window.length && !(w->head.flags & HEAD_COMPLETE);
 }
 
-__noinline int scan_window(__u32 index)
+WORKPROGRAM(scan_window)
 {
-	struct work *w = work_of(index);
-
 	if (!w)
 		return 0;
 	for (int i = 0; i < 5; i++)
-		if (!scan_part(index))
+		if (!scan_part(w))
 			break;
 	if (w->window.host | w->window.found_length | w->window.found_type | w->window.found_encoding |
 	    w->window.found_traceparent)
@@ -662,9 +689,8 @@ __noinline int scan_window(__u32 index)
 	return 0;
 }
 
-__noinline int scan_chunk(__u32 index)
+WORKPROGRAM(scan_chunk)
 {
-	struct work *w = work_of(index);
 	__u32 used = 0;
 	int result;
 
@@ -675,31 +701,26 @@ __noinline int scan_chunk(__u32 index)
 	return result;
 }
 
-__noinline int classify_window(__u32 index)
+WORKPROGRAM(classify_window)
 {
-	struct work *w = work_of(index);
-
 	return w ? http1_classify(w->window.bytes, w->window.length) : VERDICT_NO;
 }
 
 /* source_seek, walked by the verifier once. */
-__noinline int seek_window(__u32 index)
+WORKPROGRAM(seek_window)
 {
-	struct work *w = work_of(index);
-
 	if (w)
 		source_seek(&w->source);
 	return 0;
 }
 
-__noinline int read_window(__u32 index, __u32 carry, __u32 room)
+/* Gives how many bytes stand behind the carried ones. */
+WORKPROGRAM_2(read_window, carry, room)
 {
-	struct work *w = work_of(index);
-
 	if (!w || carry > CARRY_SIZE || room > HEAD_WINDOW || !w->source.iov_count)
 		return 0;
 	if (w->source.iov_total > MAX_IOVECS)
-		seek_window(index);
+		seek_window(w);
 	return source_read(&w->source, w->window.bytes + at_most(carry, CARRY_SIZE), room);
 }
 
@@ -714,7 +735,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 		return false;
 	if (carry)
 		bpf_probe_read_kernel(w->window.bytes, at_most(carry, CARRY_SIZE), s->carry);
-	n = read_window(w->index, carry, HEAD_WINDOW);
+	n = read_window(w, carry, HEAD_WINDOW);
 	if (!n) {
 		count_loss(LOSS_UNREADABLE);
 		s->phase = PHASE_LOST;
@@ -725,9 +746,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 	w->window.length = length;
 	w->window.position = carry;
 	w->window.line_start = 0;
-	w->window.start_line = 0;
-	w->window.host = w->window.host_length = 0;
-	w->window.found_length = w->window.found_type = w->window.found_traceparent = w->window.found_encoding = 0;
+	zero_words(&w->window.start_line, 16);
 
 	if (s->phase == PHASE_START) {
 		int verdict;
@@ -741,7 +760,9 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 			}
 			s->start_mono_ns = w->first_mono_ns;
 		}
-		verdict = classify_window(w->index);
+		verdict = http1_plain(load8(w->window.bytes, 0), length);
+		if (!verdict)
+			verdict = classify_window(w);
 		if (verdict == VERDICT_MORE && length <= 16) {
 			bpf_probe_read_kernel(s->carry, at_most(length, 16), w->window.bytes);
 			s->carry_length = length;
@@ -785,7 +806,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 	which = c->exchanges[AHEAD].flags & REQUEST_HALF && c->exchanges[AHEAD].sequence == c->requests ?
 			AHEAD : CURRENT;
 	was = w->head.flags;
-	scan_window(w->index);
+	scan_window(w);
 
 	used = n;
 	cut = false;
@@ -861,7 +882,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 static __always_inline bool step_chunk(struct connection *c, struct stream *s, struct work *w, __u32 direction,
 				       bool request)
 {
-	__u32 n = read_window(w->index, 0, CHUNK_WINDOW);
+	__u32 n = read_window(w, 0, CHUNK_WINDOW);
 	int result;
 
 	if (!n) {
@@ -871,7 +892,7 @@ static __always_inline bool step_chunk(struct connection *c, struct stream *s, s
 	}
 	w->window.length = n;
 	w->chunk = s->chunk;
-	result = scan_chunk(w->index);
+	result = scan_chunk(w);
 	s->chunk = w->chunk;
 	w->source.offset += w->chunk_used & 63;
 	if (result == CHUNK_DATA) {
@@ -905,8 +926,14 @@ SUBPROGRAM_1(http1_step, direction)
 	phase = s->phase;
 	if (!left || left > w->source.length)
 		return false;
-	if (phase <= PHASE_HEAD)
-		return step_head(c, s, w, direction, request);
+	if (phase <= PHASE_HEAD) {
+		bool again = step_head(c, s, w, direction, request);
+
+		left = w->source.length - w->source.offset;
+		if (request || !again || s->phase != PHASE_BODY || w->emit || !left || left > w->source.length)
+			return again;
+		phase = PHASE_BODY; /* of a response, most often in the same transfer */
+	}
 	if (phase == PHASE_CHUNK)
 		return step_chunk(c, s, w, direction, request);
 	if (phase == PHASE_BODY || phase == PHASE_DATA) {
@@ -930,9 +957,9 @@ SUBPROGRAM_1(http1_step, direction)
 			response_so_far(w);
 	}
 	if (phase == PHASE_LOST && request && !w->source.offset && c->requests == c->responses &&
-	    read_window(w->index, 0, 32)) {
+	    read_window(w, 0, 32)) {
 		w->window.length = left < 32 ? left : 32;
-		if (classify_window(w->index) == VERDICT_REQUEST) {
+		if (classify_window(w) == VERDICT_REQUEST) {
 			s->phase = PHASE_START;
 			s->carry_length = 0;
 			return true;

@@ -24,7 +24,12 @@ RING(ring_4096, RING_4096_SIZE);
 		__record;                                                                          \
 	})
 
+/* Whether a ring has just been filled up to, or by, another wakeup_bytes: once is enough, a wake-up costs a request's worth. */
+static __always_inline __u64 wakeup_due(__u64 filled)
+{
+	return filled >= wakeup_bytes && (filled & (wakeup_bytes - 1)) < WAKEUP_WINDOW ? BPF_RB_FORCE_WAKEUP :
+											   BPF_RB_NO_WAKEUP;
+}
+
 #define ring_submit(ring, record)                                                                  \
-	bpf_ringbuf_submit(record, bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) >= wakeup_bytes ?   \
-					   BPF_RB_FORCE_WAKEUP :                                   \
-					   BPF_RB_NO_WAKEUP)
+	bpf_ringbuf_submit(record, wakeup_due(bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA)))

@@ -53,7 +53,7 @@ __noinline int gather(__u32 index, __u32 skip, __u32 at, __u32 end)
 		return 0;
 	w->source.offset = skip;
 	if (w->source.iov_total > MAX_IOVECS)
-		seek_window(index);
+		seek_window(w);
 	scratch->copied = at;
 	scratch->skip = skip - w->source.iov_start;
 	for (__u32 i = 0; i < MAX_IOVECS; i++) {
@@ -112,7 +112,7 @@ static __always_inline void fill_segment(struct segment_head *r, struct connecti
 	copy_words(r->local_address, c->local_address, 16);
 	copy_words(r->remote_address, c->remote_address, 16);
 	if (direction == DIRECTION_SEND && c->request_direction == DIRECTION_SEND && length)
-		context_inherit(&context, now_pid >> 32);
+		context_inherit(&context, now_pid >> 32, now);
 	copy_words(r->trace_id, context.trace_id, 16);
 	copy_words(r->span_id, &context.parent_span_id, 8);
 	zero_words(&r->trace_flags, 8);
@@ -262,7 +262,7 @@ SUBPROGRAM_1(http2_advance, direction)
 		return 0;
 	want = http2_wants(walker, left);
 	if (want) {
-		__u32 got = read_window(w->index, 0, want);
+		__u32 got = read_window(w, 0, want);
 
 		if (!got || got > want)
 			return 0;

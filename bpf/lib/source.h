@@ -221,7 +221,8 @@ static __always_inline void source_seek(struct source *s)
 
 /*
  * Copy up to `room` bytes (at most HEAD_WINDOW), from the source's offset on, to `to`; they may stand in
- * several buffers.  Gives the number copied, which is less than there is where the buffers are many.
+ * several buffers.  Gives the number copied, which is less than there is where the buffers are many, or where one of
+ * them ends with a line.
  */
 static __always_inline __u32 source_read(struct source *s, __u8 *to, __u32 room)
 {
@@ -255,6 +256,9 @@ static __always_inline __u32 source_read(struct source *s, __u8 *to, __u32 room)
 			break;
 		copied += n;
 		skip = 0;
+		/* what servers send together are a head and a body, and they are seldom read as one */
+		if (copied >= HEAD_ENOUGH && to[at_most(copied - 1, HEAD_WINDOW)] == '\n')
+			break;
 	}
 	return copied;
 }

@@ -27,7 +27,28 @@
 #define SUBPROGRAM_BY_NUMBERS(name, parameters, arguments) __noinline int name(SUBPROGRAM_HEAD parameters)
 #endif
 
+/* The same over the work alone. */
+#ifdef ONLOOKER_OLD_KERNEL
+#define WORKPROGRAM_BY_NUMBERS(name, parameters, arguments)                                        \
+	static __always_inline int name##_body(struct work *w parameters);                         \
+	__noinline int name##_of(__u32 slot parameters)                                            \
+	{                                                                                          \
+		struct work *w = bpf_map_lookup_elem(&works, &slot);                              \
+                                                                                                   \
+		return w ? name##_body(w arguments) : 0;                                           \
+	}                                                                                          \
+	static __always_inline int name(struct work *w parameters)                                 \
+	{                                                                                          \
+		return name##_of(w->index arguments);                                              \
+	}                                                                                          \
+	static __always_inline int name##_body(struct work *w parameters)
+#else
+#define WORKPROGRAM_BY_NUMBERS(name, parameters, arguments) __noinline int name(struct work *w parameters)
+#endif
+
 #define COMMA ,
+#define WORKPROGRAM(name) WORKPROGRAM_BY_NUMBERS(name, , )
+#define WORKPROGRAM_2(name, a, b) WORKPROGRAM_BY_NUMBERS(name, COMMA __u32 a COMMA __u32 b, COMMA a COMMA b)
 #define SUBPROGRAM(name) SUBPROGRAM_BY_NUMBERS(name, , )
 #define SUBPROGRAM_1(name, a) SUBPROGRAM_BY_NUMBERS(name, COMMA __u32 a, COMMA a)
 #define SUBPROGRAM_2(name, a, b) SUBPROGRAM_BY_NUMBERS(name, COMMA __u32 a COMMA __u32 b, COMMA a COMMA b)

@@ -54,6 +54,7 @@ struct http1_window {
 	__u32 length;	   /* valid bytes */
 	__u32 position;	   /* in: where to go on; out: behind what is used up */
 	__u32 line_start;  /* of the line that position stands in */
+	__u32 pad0;
 	__u16 start_line;  /* length of the start line without its line end, if it ended in this window */
 	__u16 host;	   /* offset of the value of Host, 0: not in this window */
 	__u16 host_length;
@@ -69,18 +70,31 @@ static __always_inline __u64 load8(const __u8 *bytes, __u32 offset)
 	return *(const __u64 *)(bytes + (offset & WINDOW_MASK));
 }
 
-/* Bit 7 of the lowest byte that equals `byte` is exact; higher ones may be false. */
-static __always_inline __u64 find_byte(__u64 word, __u8 byte)
+/* Zero if no byte equals `byte`, which is ASCII; else there may be one. */
+static __always_inline __u64 maybe_byte(__u64 word, __u8 byte)
 {
-	__u64 x = word ^ EACH_BYTE((__u64)byte);
-
-	return (x - EACH_BYTE(1ULL)) & ~x & EACH_BYTE(0x80ULL);
+	return ((word ^ EACH_BYTE((__u64)byte)) - EACH_BYTE(1ULL)) & EACH_BYTE(0x80ULL);
 }
 
-/* Index (0 to 7) of the lowest set bit 7. */
-static __always_inline __u32 first_found(__u64 found)
+/* Of what was found so in `word`: bit 7 of the lowest byte that is meant is exact; higher ones may be false. */
+static __always_inline __u64 sure_byte(__u64 found, __u64 word)
+{
+	return found & ~word; /* the others are those that are not ASCII */
+}
+
+/* How many bytes come before the lowest one whose bit 7 is set: 8 if none is. */
+static __always_inline __u32 bytes_before(__u64 found)
 {
 	return (__u32)((((found - 1) & ~found & EACH_BYTE(0x80ULL)) >> 7) * EACH_BYTE(1ULL) >> 56);
+}
+
+/* The same where one is set, in fewer steps. */
+static __always_inline __u32 first_found(__u64 found)
+{
+	/* 1 << 8k moves the three bits that say k to the top */
+	const __u64 index = 1ULL << 53 | 2ULL << 45 | 3ULL << 37 | 4ULL << 29 | 5ULL << 21 | 6ULL << 13 | 7ULL << 5;
+
+	return (__u32)(((found & -found) >> 7) * index >> 61);
 }
 
 /* Bit 7 of each byte that is a space or a tab, exactly. */
@@ -96,7 +110,11 @@ static __always_inline __u64 blanks(__u64 word)
 /* Behind the blanks (RFC 9110 section 5.6.3) before a value; up to eight are skipped. */
 static __always_inline __u32 skip_blanks(const __u8 *bytes, __u32 at)
 {
-	return at + first_found(~blanks(load8(bytes, at)) & EACH_BYTE(0x80ULL));
+	__u64 word = load8(bytes, at);
+
+	if ((word & 0xff) == ' ' && (word >> 8 & 0xff) > ' ') /* as everybody writes it */
+		return at + 1;
+	return at + bytes_before(~blanks(word) & EACH_BYTE(0x80ULL));
 }
 
 /* Before the line end and the blanks behind a value that ends at `end`; `start` is where it may begin. */
@@ -106,9 +124,9 @@ static __always_inline __u32 trim_blanks(const __u8 *bytes, __u32 start, __u32 e
 
 	if (bytes[(end - 1) & WINDOW_MASK] == '\r')
 		end--;
-	if (end < 8 || end <= start)
+	if (end < 8 || end <= start || bytes[(end - 1) & WINDOW_MASK] > ' ')
 		return end;
-	count = first_found(__builtin_bswap64(~blanks(load8(bytes, end - 8)) & EACH_BYTE(0x80ULL)));
+	count = bytes_before(__builtin_bswap64(~blanks(load8(bytes, end - 8)) & EACH_BYTE(0x80ULL)));
 	return count < end - start ? end - count : start;
 }
 
@@ -133,6 +151,19 @@ static __always_inline __u32 http1_method(__u64 word, __u32 *length)
 #undef METHOD
 	*length = 0;
 	return HTTP_METHOD_OTHER;
+}
+
+/* Whether the first eight bytes of a message are those that most messages begin with; VERDICT_NO: look closer. */
+static __always_inline int http1_plain(__u64 word, __u32 length)
+{
+	if (length < 9)
+		return VERDICT_NO;
+	if ((word & FIRST(7)) == TEXT8('H', 'T', 'T', 'P', '/', '1', '.', 0))
+		return VERDICT_RESPONSE;
+	if ((word & FIRST(5)) == TEXT8('G', 'E', 'T', ' ', '/', 0, 0, 0) ||
+	    (word & FIRST(6)) == TEXT8('P', 'O', 'S', 'T', ' ', '/', 0, 0))
+		return VERDICT_REQUEST;
+	return VERDICT_NO;
 }
 
 /* Whether bytes, of which `length` are valid, may begin an HTTP/1 message. */
@@ -184,31 +215,83 @@ static __always_inline bool http1_version(__u64 last)
 	return (last & FIRST(7)) == (TEXT8('H', 'T', 'T', 'P', '/', '1', '.', 0) & FIRST(7));
 }
 
+/* One bit for each character that a line which matters begins with: a field's letter, capital or not, or a line end. */
+#define NOTED (1U << ('c' & 31) | 1U << ('h' & 31) | 1U << ('t' & 31) | 1U << '\r' | 1U << '\n')
+
+/* The line from `line` to the line end at `at` has ended: does its field matter? */
+static __always_inline void http1_field(struct http1_window *w, __u64 word, __u32 line, __u32 at)
+{
+	__u64 rest;
+
+	word |= LOWER;
+	if (word == TEXT8('c', 'o', 'n', 't', 'e', 'n', 't', '-')) {
+		rest = load8(w->bytes, line + 8) | LOWER;
+		if ((rest & FIRST(7)) == (TEXT8('l', 'e', 'n', 'g', 't', 'h', ':', 0) & FIRST(7)))
+			w->found_length = line + 15;
+		else if ((rest & FIRST(5)) == (TEXT8('t', 'y', 'p', 'e', ':', 0, 0, 0) & FIRST(5)))
+			w->found_type = line + 13;
+	} else if (word == TEXT8('t', 'r', 'a', 'n', 's', 'f', 'e', 'r')) {
+		rest = load8(w->bytes, line + 8) | LOWER;
+		/* "-encodin", the '-' having gained no bit */
+		if (rest == TEXT8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n'))
+			w->found_encoding = at;
+	} else if (word == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r')) {
+		rest = load8(w->bytes, line + 8) | LOWER;
+		if ((rest & FIRST(4)) == (TEXT8('e', 'n', 't', ':', 0, 0, 0, 0) & FIRST(4)))
+			w->found_traceparent = line + 12;
+	} else if ((word & FIRST(5)) == (TEXT8('h', 'o', 's', 't', ':', 0, 0, 0) & FIRST(5))) {
+		w->host = line + 5;
+		w->host_length = at - (line + 5); /* trimmed by http1_fields */
+	}
+}
+
 /*
  * Walk over one window: find the line ends, and note where the fields that matter have their
  * values.  Stops behind the head's empty line (HEAD_COMPLETE) or at the end of the window; an
- * unfinished line is left for the next one (line_start).
+ * unfinished line is left for the next one (line_start).  A turn looks at 32 bytes, or at those to
+ * the next line end.
  */
 static __always_inline void http1_scan(struct http1_head *head, struct http1_window *w, __u32 steps)
 {
-	__u32 end = w->length;
+	__u64 end = w->length;
 
 	if (end > WINDOW_SIZE)
 		end = WINDOW_SIZE;
-	for (__u32 i = 0; i < steps; i++) {
+	for (__u64 i = 0; i < steps; i++) {
 		/* What changes from turn to turn is kept in memory: the verifier then sees every turn alike. */
-		__u32 position = *(volatile __u32 *)&w->position, line, at;
-		__u64 found, word;
+		__u64 at = *(volatile __u32 *)&w->position, line, found, word;
+		const __u8 *bytes;
 		__u8 flags;
 
-		if (position >= end)
+		if (at >= end)
 			break;
-		found = find_byte(load8(w->bytes, position), '\n');
+		bytes = w->bytes + (at & WINDOW_MASK);
+		word = *(const __u64 *)bytes;
+		found = maybe_byte(word, '\n');
+		if (found)
+			goto look;
+		word = *(const __u64 *)(bytes + 8);
+		found = maybe_byte(word, '\n');
+		if (found) {
+			at += 8;
+			goto look;
+		}
+		word = *(const __u64 *)(bytes + 16);
+		found = maybe_byte(word, '\n');
+		if (found) {
+			at += 16;
+			goto look;
+		}
+		word = *(const __u64 *)(bytes + 24);
+		found = maybe_byte(word, '\n');
+		at += 24;
+	look:
+		found = sure_byte(found, word);
 		if (!found) {
-			*(volatile __u32 *)&w->position = position + 8;
+			*(volatile __u32 *)&w->position = at + 8;
 			continue;
 		}
-		at = position + first_found(found);
+		at += first_found(found);
 		if (at >= end) {
 			*(volatile __u32 *)&w->position = end;
 			break;
@@ -217,47 +300,25 @@ static __always_inline void http1_scan(struct http1_head *head, struct http1_win
 		*(volatile __u32 *)&w->position = at + 1;
 		*(volatile __u32 *)&w->line_start = at + 1;
 		flags = *(volatile __u8 *)&head->flags;
-		if (flags & HEAD_SKIP_LINE) {
+		if ((flags & (HEAD_SKIP_LINE | HEAD_LINE_DONE)) != HEAD_LINE_DONE) {
+			if (!(flags & HEAD_SKIP_LINE)) {
+				__u32 length = at - line;
+
+				if (length && w->bytes[(at - 1) & WINDOW_MASK] == '\r')
+					length--;
+				w->start_line = length;
+			}
 			*(volatile __u8 *)&head->flags = (flags & ~HEAD_SKIP_LINE) | HEAD_LINE_DONE;
 			continue;
 		}
-		if (!(flags & HEAD_LINE_DONE)) {
-			__u32 length = at - line;
-
-			if (length && w->bytes[(at - 1) & WINDOW_MASK] == '\r')
-				length--;
-			w->start_line = length;
-			*(volatile __u8 *)&head->flags = flags | HEAD_LINE_DONE;
-			continue;
-		}
 		word = load8(w->bytes, line);
+		if (!(NOTED >> (word & 31) & 1))
+			continue;
 		if ((word & 0xff) == '\n' || (word & 0xffff) == ('\r' | '\n' << 8)) {
 			*(volatile __u8 *)&head->flags = flags | HEAD_COMPLETE;
 			return;
 		}
-		word |= LOWER;
-		if (word == TEXT8('c', 'o', 'n', 't', 'e', 'n', 't', '-')) {
-			__u64 rest = load8(w->bytes, line + 8) | LOWER;
-
-			if ((rest & FIRST(7)) == (TEXT8('l', 'e', 'n', 'g', 't', 'h', ':', 0) & FIRST(7)))
-				w->found_length = line + 15;
-			else if ((rest & FIRST(5)) == (TEXT8('t', 'y', 'p', 'e', ':', 0, 0, 0) & FIRST(5)))
-				w->found_type = line + 13;
-		} else if (word == TEXT8('t', 'r', 'a', 'n', 's', 'f', 'e', 'r')) {
-			__u64 rest = load8(w->bytes, line + 8) | LOWER;
-
-			/* "-encodin", the '-' having gained no bit */
-			if (rest == TEXT8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n'))
-				w->found_encoding = at;
-		} else if (word == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r')) {
-			__u64 rest = load8(w->bytes, line + 8) | LOWER;
-
-			if ((rest & FIRST(4)) == (TEXT8('e', 'n', 't', ':', 0, 0, 0, 0) & FIRST(4)))
-				w->found_traceparent = line + 12;
-		} else if ((word & FIRST(5)) == (TEXT8('h', 'o', 's', 't', ':', 0, 0, 0) & FIRST(5))) {
-			w->host = line + 5;
-			w->host_length = at - (line + 5); /* trimmed by http1_fields */
-		}
+		http1_field(w, word, line, at);
 	}
 	/* A step may overshoot the valid bytes: they are looked at again when more has come. */
 	if (w->position > end)

@@ -14,6 +14,7 @@ import measure  # noqa: E402
 FOUND = {
     "alone": {"requests": 1000, "server": 28_000.0},
     "alone_slow": {"requests": 900, "server": 33_000.0},
+    "floor": {"requests": 1000, "server": 28_300.0},
     "watched": {"requests": 1000, "server": 31_500.0, "agent": 4_000.0, "seen": 1.0, "lost": 0},
     "watched_slow": {"requests": 900, "server": 37_000.0, "agent": 31_000.0, "seen": 0.999, "lost": 0},
     "idle": {"agent": 600_000.0},
@@ -22,6 +23,7 @@ FOUND = {
 
 def test_figures_are_differences_beside_their_budgets() -> None:
     found = {line.key: line for line in bench_count.figures(FOUND)}
+    assert found["server_floor"].value == 300
     assert found["server_added"].value == 3_500
     assert found["server_added"].verdict == "ok"
     assert found["agent_at_150"].verdict == "over"
