@@ -133,7 +133,7 @@ def candidates(proc_root: str = "/proc", *, own_pid: int = 0) -> list[Candidate]
             continue
         language = languages.detect(process)
         name = name_service(process, language).name
-        found[ports] = Candidate(pid, name, language.name, ports, f"--open-port {ports[0]}")
+        found[ports] = Candidate(pid, name, language.name, ports, "--open-port " + ",".join(map(str, ports)))
     return sorted(found.values(), key=lambda candidate: candidate.ports)
 
 

@@ -112,7 +112,10 @@ def _libraries() -> list[Path]:
         *glob.glob("/usr/lib/*/libcrypto.so.3"), *glob.glob("/usr/lib/*/libstdc++.so.6"),
         *glob.glob("/usr/lib/*/libgnutls.so.30"), "/usr/local/go/bin/gofmt", shutil.which("node") or "",
     ]  # fmt: skip
-    return [Path(place) for place in places if place and Path(place).is_file()]
+    found = [Path(place) for place in places if place and Path(place).is_file()]
+    return [
+        path for path in found if path.name != "node" or path.stat().st_size > 10 << 20
+    ]  # or its code is a library's
 
 
 def _compare(path: Path, limit: int) -> tuple[int, Counter[str], Counter[str]]:

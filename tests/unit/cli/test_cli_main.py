@@ -1,9 +1,11 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,9 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Loaded, list[str]]]:
     started: list[tuple[Loaded, list[str]]] = []
     module = types.ModuleType("onlooker.agent")
 
-    def run(loaded: Loaded, *, command: list[str]) -> int:
+    def run(loaded: Loaded, *, command: list[str], load_again: Callable[[], Loaded]) -> int:
         started.append((loaded, command))
+        assert load_again().config == loaded.config
         return 0
 
     module.run = run  # type: ignore[attr-defined]  # a module made for the test
@@ -120,7 +123,8 @@ def test_without_a_selector_the_candidates_are_listed(capsys: pytest.CaptureFixt
         )
         assert done.returncode == 2
         assert "nothing selects a process to watch" in done.stderr
-        assert f"onlooker run --open-port {port}" in done.stderr
+        # all the ports of one process stand together
+        assert re.search(rf"^  onlooker run --open-port (\d+,)*{port}[ ,]", done.stderr, re.MULTILINE), done.stderr
         assert "Traceback" not in done.stderr
 
 
@@ -179,7 +183,7 @@ def test_config_show_and_schema(capsys: pytest.CaptureFixture[str]) -> None:
 def test_errors_are_one_line_unless_verbose(
     agent: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(loaded: Loaded, *, command: list[str]) -> int:
+    def fail(loaded: Loaded, *, command: list[str], load_again: Callable[[], Loaded]) -> int:
         raise UnsupportedKernelError("no ring buffers here; use 5.8 or newer")
 
     monkeypatch.setattr(sys.modules["onlooker.agent"], "run", fail)
@@ -192,7 +196,7 @@ def test_errors_are_one_line_unless_verbose(
 def test_verbose_shows_the_whole_verifier_log(
     agent: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(loaded: Loaded, *, command: list[str]) -> int:
+    def fail(loaded: Loaded, *, command: list[str], load_again: Callable[[], Loaded]) -> int:
         raise VerifierError("on_bytes", "0: r1 = 0\nR2 invalid mem access\nprocessed 2 insns")
 
     monkeypatch.setattr(sys.modules["onlooker.agent"], "run", fail)
@@ -203,7 +207,7 @@ def test_verbose_shows_the_whole_verifier_log(
 
 
 def test_an_interrupt_is_exit_code_130(agent: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(loaded: Loaded, *, command: list[str]) -> int:
+    def interrupt(loaded: Loaded, *, command: list[str], load_again: Callable[[], Loaded]) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["onlooker.agent"], "run", interrupt)
