@@ -92,6 +92,7 @@ generate: setup ## records, semantic conventions and reference tables, from what
 	$(PY) scripts/gen_reference.py
 
 golden: test-setup ## record the golden captures anew; read the difference before it is committed
+	@bash scripts/setup_databases.sh
 	cd tests && for recorder in golden/record_*.py golden/*/record.py; do \
 		module=$${recorder%.py}; PYTHONPATH=../src ../$(PY) -m "$${module//\//.}" || exit 1; \
 	done
@@ -107,19 +108,18 @@ check: setup ## format, lint, types and unit tests: under two minutes
 
 test-setup: demo-setup
 	@scripts/setup.sh test
-	@for part in zoo databases; do \
-		if [ -e scripts/setup_$$part.sh ]; then bash scripts/setup_$$part.sh || exit 1; fi; \
-	done
+	@bash scripts/setup_zoo.sh
 
-# The live modules that hold durations against a clock are settled by `make test-live`, on a quiet machine.
-TEST_PATHS := tests/unit tests/native tests/golden tests/live/test_awkward.py tests/live/test_discovery_identity.py
+# What else is live takes more servers, clients and time: `make test-live`.
+LIVE_GATE := awkward discovery_identity servers otlp_real exporter_faults kill9 privileges wrk
+TEST_PATHS := tests/unit tests/native tests/golden $(LIVE_GATE:%=tests/live/test_%.py)
 TEST := $(AS_ROOT) env CI=$(CI) PATH="$$PATH:/usr/sbin:/usr/local/go/bin" $(PYTEST)
 
-test: test-setup ## unit, native and golden tests, and live ones of awkward cases and discovery (root)
+test: test-setup ## unit, native and golden tests, and the live ones of HTTP, discovery, exporters and privileges (root)
 	$(TEST) $(TEST_PATHS) $(TEST_ARGS)
 
-test-live: test-setup ## every live test: clients, TLS, page, exporters, faults, churn too (root; half an hour)
-	@bash scripts/setup_zoo.sh collector
+test-live: test-setup ## every live test: clients, TLS, gRPC, databases, page, churn, torture too (root; an hour)
+	@bash scripts/setup_zoo.sh live && bash scripts/setup_databases.sh
 	$(TEST) tests/live $(TEST_ARGS)
 
 FUZZ_SECONDS ?= 60

@@ -161,7 +161,14 @@ rust_programs() {
 }
 step rust "$sources"/rust/Cargo.toml "$sources"/rust/src/bin/*.rs -- rust_programs
 
-# Two minutes of compiling, and a newer Go than Debian 12's: only for those who ask for it, and where it can be.
+# What follows takes minutes to build, and newer tools than Debian 12 has: only `make test-live` asks for it.
+case " $* " in
+*" live "*) ;;
+*) exit 0 ;;
+esac
+
+# ---- OpenTelemetry Collector ----------------------------------------------------------------------------------------
+
 collector() {
 	mkdir -p "$out/collector"
 	cp "$sources/collector/builder.yaml" "$out/collector/"
@@ -170,15 +177,11 @@ collector() {
 	go run go.opentelemetry.io/collector/cmd/builder@v0.120.0 --config=builder.yaml --skip-compilation
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$out/bin/collector" .
 }
-case " $* " in
-*" collector "*)
-	if [ "$(printf '%s\n' go1.23 "$(go env GOVERSION)" | sort -V | head -1)" = go1.23 ]; then
-		step collector "$sources/collector/builder.yaml" -- collector
-	else
-		say "collector: not built, it needs Go 1.23 and this is $(go env GOVERSION)"
-	fi
-	;;
-esac
+if [ "$(printf '%s\n' go1.23 "$(go env GOVERSION)" | sort -V | head -1)" = go1.23 ]; then
+	step collector "$sources/collector/builder.yaml" -- collector
+else
+	say "collector: not built, it needs Go 1.23 and this is $(go env GOVERSION)"
+fi
 
 # ---- gRPC -----------------------------------------------------------------------------------------------------------
 

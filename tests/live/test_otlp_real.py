@@ -79,7 +79,7 @@ def test_a_receiver_takes_every_batch(place, tmp_path, protocol: str) -> None:
 def test_an_opentelemetry_collector_takes_every_batch(place, tmp_path, protocol: str) -> None:
     program = zoo.BIN / "collector"
     if not program.exists():
-        pytest.skip("no Collector here: scripts/setup_zoo.sh collector builds one, with Go 1.23 or newer")
+        pytest.skip("no Collector here: scripts/setup_zoo.sh live builds one, with Go 1.23 or newer")
     with zoo.server("c-threads") as server, _collector(str(program), tmp_path / "collector") as (ports, received):
         endpoint = f"http://127.0.0.1:{ports['grpc' if protocol == 'grpc' else 'http']}"
         # as OpenTelemetry has it, the base of both signals
