@@ -40,6 +40,7 @@ DETACHING_THREADS: Final = 16
 SETTLING_S: Final = (0.0, 0.03, 0.2, 1.0, 5.0)
 """When a process is looked at after it began to run a program: its loader maps libraries meanwhile."""
 RESCAN_S: Final = 60.0
+AGAIN_S: Final = 0.5
 ASKED_PAUSE_S: Final = 2.0
 """A process whose TLS is nowhere to be found is not searched more often."""
 OPEN_FILES: Final = 65536
@@ -81,6 +82,7 @@ class _Process:
     probed: bool = False
     asked_s: float = 0.0
     loader: uprobe.UprobeLink | None = None  # tells when it loads something
+    failed: bool = False  # to be looked at, the last time
 
 
 def outlook_of(pid: int, libraries: Sequence[TlsLibrary]) -> list[Outlook]:
@@ -325,7 +327,12 @@ class Prober:
                     self._mark(pid)
             elif process.loader is None:
                 self._watch_loader(pid, process)
+            process.failed = False
         except (AgentError, OSError) as err:
+            if not process.failed:  # it ends, or becomes another program just now: once more
+                process.failed = True
+                self._plan(pid, process, self._clock() + AGAIN_S)
+                return
             log.warning("cannot look into the TLS of process %d: %s", pid, err)
 
     def _watch_loader(self, pid: int, process: _Process) -> None:
