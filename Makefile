@@ -99,7 +99,7 @@ golden: test-setup ## record the golden captures anew; read the difference befor
 
 # ---- tests ----
 
-.PHONY: check test test-live test-setup fuzz test-kernels bench bench-count
+.PHONY: check test test-live test-setup fuzz test-kernels bench bench-count bench-hold
 check: setup ## format, lint, types and unit tests: under two minutes
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -126,6 +126,9 @@ FUZZ_SECONDS ?= 60
 fuzz: setup ## drive the parsers with libFuzzer and hypothesis; FUZZ_SECONDS=60 for each target
 	@scripts/setup.sh test
 	FUZZ_SECONDS=$(FUZZ_SECONDS) bash scripts/fuzz.sh
+
+bench-hold: test-setup ## fail if a request costs more instructions than written down
+	$(AS_ROOT) env PATH="$$PATH:/usr/sbin" $(PY) benchmarks/bench_count.py --hold benchmarks/counts.json
 
 test-kernels: setup ## load and run on five kernels in virtual machines; ARGS="--kernel 6.1", ARGS=--update
 	@scripts/setup.sh test
