@@ -60,6 +60,8 @@ def why_lost(reason: str) -> str:
     signal, _, way = reason.partition("_")
     if signal in ("traces", "metrics") and way in _WAYS_OUT:
         return f"{'spans' if signal == 'traces' else 'points'} that {_WAYS_OUT[way]}; this page has them all the same"
+    if signal == "unread" and way:
+        return f"{way} operations whose bytes were not captured whole: they took place, and what they were is not known"
     return LOSS_TEXTS.get(reason, reason.replace("_", " "))
 
 
