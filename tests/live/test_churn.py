@@ -82,15 +82,11 @@ def _settled(onlooker: agent.Agent, asked: int) -> None:
 
 
 def _many_paths(port: int, count: int, name: str) -> int:
+    """One after the other: pipelined ones, whose halves are joined row by row, can come faster than that goes."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        for first in range(0, count, 50):  # pipelined, for speed
-            paths = range(first, min(first + 50, count))
-            connection.sendall(b"".join(f"GET /items/{name}{i} HTTP/1.1\r\nHost: a\r\n\r\n".encode() for i in paths))
-            answers = b""
-            while answers.count(b"HTTP/1.1 200") < len(paths):
-                data = connection.recv(1 << 16)
-                assert data
-                answers += data
+        for i in range(count):
+            connection.sendall(f"GET /items/{name}{i} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
     return count
 
 
