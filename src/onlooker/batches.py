@@ -7,6 +7,7 @@ queries) travels as a `Text` column, which points into one byte pool and owns no
 
 from __future__ import annotations
 
+import collections
 import enum
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -273,13 +274,14 @@ class Identities:
     that their last records still find them.
     """
 
-    def __init__(self, linger: int = 4096) -> None:
+    def __init__(self, linger: int = 1024) -> None:
         self.services: dict[int, Service] = {}
         self.processes: dict[int, Process] = {}
         self.by_pid: dict[int, int] = {}
         self.version = 0
         self._linger = linger
-        self._ended: list[int] = []
+        self._ended: collections.deque[int] = collections.deque()
+        self._members: collections.Counter[int] = collections.Counter()
         self._next = 1
 
     def next_id(self) -> int:
@@ -294,6 +296,7 @@ class Identities:
     def add_process(self, process: Process) -> None:
         self.processes[process.id] = process
         self.by_pid[process.pid] = process.id
+        self._members[process.service_id] += 1
         self.version += 1
 
     def end_process(self, process_id: int) -> list[int]:
@@ -306,10 +309,12 @@ class Identities:
         self._ended.append(process_id)
         gone: list[int] = []
         while len(self._ended) > self._linger:
-            old = self.processes.pop(self._ended.pop(0))
+            old = self.processes.pop(self._ended.popleft())
             if self.by_pid.get(old.pid) == old.id:
                 del self.by_pid[old.pid]
-            if not any(p.service_id == old.service_id for p in self.processes.values()):
+            self._members[old.service_id] -= 1
+            if not self._members[old.service_id]:
+                del self._members[old.service_id]
                 self.services = {k: v for k, v in self.services.items() if k != old.service_id}
                 gone.append(old.service_id)
         self.version += 1

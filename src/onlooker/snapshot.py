@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, overload
 
 from onlooker.batches import AttributeValue, Service
 
@@ -103,6 +103,35 @@ class ExponentialPoint:
 
 
 Point: TypeAlias = NumberPoint | HistogramPoint | ExponentialPoint
+
+
+class LazyPoints(Sequence[Point]):
+    """Points that are made when they are looked at: as objects, all of them at once are larger than what they show.
+
+    Args:
+        count: How many there are.
+        make: The point of an index below ``count``; what it reads must not change any more.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Point]) -> None:
+        self._indices = range(count)
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[Point]:
+        return map(self._make, self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Point: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Point]: ...
+
+    def __getitem__(self, index: int | slice) -> Point | Sequence[Point]:
+        chosen = self._indices[index]
+        return self._make(chosen) if isinstance(chosen, int) else [self._make(i) for i in chosen]
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from onlooker.aggregate.definitions import (
 )
 from onlooker.aggregate.own import OwnMetrics
 from onlooker.aggregate.selection import AttributeSelection, Selection
-from onlooker.aggregate.store import OVERFLOW_ATTRIBUTE, MetricStore, PointRow, Sums, Taken, key_of
+from onlooker.aggregate.store import OVERFLOW_ATTRIBUTE, MetricStore, PointRow, Sums, Taken, key_of, overflow_limit
 from onlooker.aggregate.windows import WindowRow, Windows
 from onlooker.batches import (
     I4,
@@ -61,6 +61,7 @@ from onlooker.snapshot import (
     HOST_SERVICE_ID,
     Exemplar,
     HistogramPoint,
+    LazyPoints,
     Metric,
     MetricKind,
     MetricSnapshot,
@@ -69,6 +70,9 @@ from onlooker.snapshot import (
 
 AGGREGATED: Final = "AGGREGATED"
 SOURCE_NAME: Final = "onlooker"
+
+OTHER_SERVICES: Final = Service(-2, "other_services", "", "", "generic", ((semconv.SERVICE_NAME, "other_services"),))
+"""Whose overflow series take what comes when there are too many of those too: each short-lived process is a service."""
 
 _NAMED_WINDOWS: Final = 256
 _OTHER_WINDOWS: Final = 128
@@ -314,13 +318,7 @@ class Aggregator:
         service_id, protocol = int(batch.service[row]), int(batch.protocol[row])
         kind, status = int(batch.kind[row]), int(batch.status[row])
         if len(self._ids) >= self._options.limit:
-            where = (service_id, protocol, kind, status)
-            found = self._overflow_ids.get(where)
-            if found is None:
-                found = self._overflow_ids[where] = self._new_series(
-                    service_id, protocol, kind, status, AGGREGATED, {OVERFLOW_ATTRIBUTE: True}, {}, overflow=True
-                )
-            return found
+            return self._overflow_series(service_id, protocol, kind, status)
         attributes: dict[str, AttributeValue] = {}
         for name, value_id in zip(batch.dim_names, batch.dims[row].tolist(), strict=True):
             value = self._values[value_id]
@@ -335,6 +333,23 @@ class Aggregator:
         new = self._new_series(service_id, protocol, kind, status, name, attributes, selected)
         self._ids[key] = new
         return new
+
+    def _overflow_series(self, service_id: int, protocol: int, kind: int, status: int) -> int:
+        """One of the service; of all services together once these are an eighth of what ``limit`` allows."""
+        found = self._overflow_ids.get((service_id, protocol, kind, status))
+        if found is None and len(self._overflow_ids) >= overflow_limit(self._options.limit):
+            service = self._service(service_id)
+            counts = service is not None and "metrics" in service.exports
+            service_id = OTHER_SERVICES.id if counts else 0
+            found = self._overflow_ids.get((service_id, protocol, kind, status))
+        if found is None:
+            found = self._overflow_ids[(service_id, protocol, kind, status)] = self._new_series(
+                service_id, protocol, kind, status, AGGREGATED, {OVERFLOW_ATTRIBUTE: True}, {}, overflow=True
+            )
+        return found
+
+    def _service(self, service_id: int) -> Service | None:
+        return OTHER_SERVICES if service_id == OTHER_SERVICES.id else self._identities.services.get(service_id)
 
     def _new_series(
         self,
@@ -422,11 +437,11 @@ class Aggregator:
             section = definition.section or definition.name
             attributes = selection.attributes(section, definition.attributes, definition.optional)
         buckets = len(self._bounds(definition.measure)) + 1
-        return MetricStore(definition, attributes, buckets, self._options.limit)
+        return MetricStore(definition, attributes, buckets, self._options.limit, OTHER_SERVICES.id)
 
     def _map(self, series: Series, attributes: Mapping[str, AttributeValue], now: int) -> None:
         """Say for a new span series in which series of which metrics it counts."""
-        service = self._identities.services.get(series.service_id)
+        service = self._service(series.service_id)
         wanted = service is not None and "metrics" in service.exports
         family = family_of(series.protocol, series.attributes)
         shared: dict[tuple[str, ...], tuple[Mapping[str, AttributeValue], Hashable]] = {}
@@ -441,8 +456,15 @@ class Aggregator:
                     if plain:
                         shared[store.attributes] = (made, key)
                     row = store.row(series.service_id, made, now, key)
-                    self._services[series.service_id] = service
+                    self._note_owner(store, row, service)
             store.map_series(series.id, row)
+
+    def _note_owner(self, store: MetricStore, row: int, service: Service) -> None:
+        """Remember the service of a row for as long as there are rows of it."""
+        point = store.rows[row]
+        if point is not None:
+            other = point.service_id == OTHER_SERVICES.id
+            self._services[point.service_id] = OTHER_SERVICES if other else service
 
     def _counts_in(self, definition: Definition, series: Series, family: str, service: Service) -> bool:
         features = self._options.features if service.features is None else service.features
@@ -505,7 +527,10 @@ class Aggregator:
                         point = store.rows[row] if row >= 0 else None
                         if point is not None:
                             made = {**point.attributes, semconv.SPAN_NAME: AGGREGATED}
-                            store.map_series(other.id, store.row(series.service_id, made, now))
+                            row = store.row(series.service_id, made, now)
+                            store.map_series(other.id, row)
+                            if (service := self._service(series.service_id)) is not None:
+                                self._note_owner(store, row, service)
         return AGGREGATED
 
     def _fold(self, now: int) -> None:
@@ -565,34 +590,36 @@ class Aggregator:
     ) -> Metric:
         definition = store.definition
         scale = 1 / NS if definition.measure in IN_NS else 1
-        if definition.histogram:
-            totals = counts.sum(axis=1).tolist()
-            buckets, sum_list = counts.tolist(), (sums * scale).tolist()
-            points: list[HistogramPoint] = [
-                HistogramPoint(
-                    point.service_id,
-                    point.attributes,
-                    point.start_unix_ns,
-                    now,
-                    totals[row],
-                    sum_list[row],
-                    buckets[row],
-                    exemplars=tuple(point.exemplars.values()) if point.exemplars else (),
-                )
-                for row, point in rows
-                if totals[row]
-            ]
-            return Metric(
-                definition.name, definition.unit, definition.description, MetricKind.HISTOGRAM, points,
-                self._bounds(definition.measure),
-            )  # fmt: skip
-        values = (calls if definition.measure is Measure.CALLS else sums).tolist()
-        numbers = [
-            NumberPoint(point.service_id, point.attributes, point.start_unix_ns, now, values[row])
-            for row, point in rows
-            if calls[row]
-        ]
-        return Metric(definition.name, definition.unit, definition.description, MetricKind.SUM, numbers)
+        if not definition.histogram:
+            values = calls if definition.measure is Measure.CALLS else sums
+            rows = [(row, point) for row, point in rows if calls[row]]
+
+            def number(i: int) -> NumberPoint:
+                row, point = rows[i]
+                return NumberPoint(point.service_id, point.attributes, point.start_unix_ns, now, int(values[row]))
+
+            numbers = LazyPoints(len(rows), number)
+            return Metric(definition.name, definition.unit, definition.description, MetricKind.SUM, numbers)
+        totals = counts.sum(axis=1)
+        rows = [(row, point) for row, point in rows if totals[row]]
+
+        def histogram(i: int) -> HistogramPoint:
+            row, point = rows[i]
+            return HistogramPoint(
+                point.service_id,
+                point.attributes,
+                point.start_unix_ns,
+                now,
+                int(totals[row]),
+                int(sums[row]) * scale,
+                counts[row].tolist(),
+                exemplars=tuple(point.exemplars.values()) if point.exemplars else (),
+            )
+
+        return Metric(
+            definition.name, definition.unit, definition.description, MetricKind.HISTOGRAM,
+            LazyPoints(len(rows), histogram), self._bounds(definition.measure),
+        )  # fmt: skip
 
     def _infos(self, services: Mapping[int, Service], now: int) -> list[Metric]:
         infos = []

@@ -63,14 +63,26 @@ def key_of(service_id: int, attributes: Mapping[str, AttributeValue]) -> Hashabl
     return (service_id, *attributes.items())
 
 
-class MetricStore:
-    """All series of one metric: at most ``limit`` and one overflow series a service."""
+def overflow_limit(limit: int) -> int:
+    """How many services may have an overflow series of their own; the others share one."""
+    return max(limit // 8, 16)
 
-    def __init__(self, definition: Definition, attributes: tuple[str, ...], buckets: int, limit: int) -> None:
+
+class MetricStore:
+    """All series of one metric: at most ``limit``, and an overflow series a service, up to `overflow_limit` of them.
+
+    Args:
+        others: The service id of the one overflow series that is left for all further services.
+    """
+
+    def __init__(
+        self, definition: Definition, attributes: tuple[str, ...], buckets: int, limit: int, others: int
+    ) -> None:
         self.definition = definition
         self.attributes = attributes
         self.overflowed = 0
         self._limit = limit
+        self._others = others
         self._ids: dict[Hashable, int] = {}
         self._keys: list[Hashable] = []
         self._free: list[int] = []
@@ -112,6 +124,8 @@ class MetricStore:
             self.overflowed += 1
             attributes = {OVERFLOW_ATTRIBUTE: True}
             key = (service_id, None)
+            if key not in self._ids and len(self._ids) >= self._limit + overflow_limit(self._limit):
+                service_id, key = self._others, (self._others, None)
             found = self._ids.get(key)
             if found is not None:
                 return found

@@ -169,9 +169,15 @@ def resource_of(
         semconv.CONTAINER_ID: process.container_id,
     }
     merged = {**host.extra, **rest, **{k: v for k, v in name.attributes.items() if k not in first}}
-    return tuple((key, value) for key, value in first.items() if value != "") + tuple(
-        (key, merged[key]) for key in sorted(merged) if merged[key] != "" and key not in first
+    return tuple(_pair(key, value) for key, value in first.items() if value != "") + tuple(
+        _pair(key, merged[key]) for key in sorted(merged) if merged[key] != "" and key not in first
     )
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _pair(key: str, value: AttributeValue) -> tuple[str, AttributeValue]:
+    """The same object for the same pair: most of them are those of every other process."""
+    return key, value
 
 
 def owner(process: Process, host: Host) -> str:

@@ -55,19 +55,20 @@ def encode_metrics(snapshot: MetricSnapshot, *, version: str, max_bytes: int = 4
     return chunks
 
 
-def _by_service(snapshot: MetricSnapshot) -> dict[int, list[tuple[Metric, list[Point]]]]:
-    services: dict[int, list[tuple[Metric, list[Point]]]] = {}
+def _by_service(snapshot: MetricSnapshot) -> dict[int, list[tuple[Metric, list[int]]]]:
+    """The metrics of each service, with the indices of its points, which are made one message at a time."""
+    services: dict[int, list[tuple[Metric, list[int]]]] = {}
     for metric in snapshot.metrics:
-        own: dict[int, list[Point]] = {}
-        for point in metric.points:
-            own.setdefault(point.service_id, []).append(point)
-        for service_id, points in own.items():
-            services.setdefault(service_id, []).append((metric, points))
+        own: dict[int, list[int]] = {}
+        for i, point in enumerate(metric.points):
+            own.setdefault(point.service_id, []).append(i)
+        for service_id, indices in own.items():
+            services.setdefault(service_id, []).append((metric, indices))
     return services
 
 
 def _resource_metrics(
-    service: Service | None, service_id: int, metrics: Sequence[tuple[Metric, list[Point]]], version: str, limit: int
+    service: Service | None, service_id: int, metrics: Sequence[tuple[Metric, list[int]]], version: str, limit: int
 ) -> Iterator[tuple[bytes, int]]:
     """Serialized ``resource_metrics`` fields of one service: one, or more if they would exceed the limit."""
     if service is not None:
@@ -83,9 +84,9 @@ def _resource_metrics(
 
     messages: list[bytes] = []
     count = size = 0
-    for metric, points in metrics:
-        for first in range(0, len(points), MAX_POINTS_PER_METRIC):
-            some = points[first : first + MAX_POINTS_PER_METRIC]
+    for metric, indices in metrics:
+        for first in range(0, len(indices), MAX_POINTS_PER_METRIC):
+            some = [metric.points[i] for i in indices[first : first + MAX_POINTS_PER_METRIC]]
             message = field(2, metric_message(metric, some).SerializeToString())
             if messages and size + len(message) > limit:
                 yield wrap(messages), count

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Final
+from typing import Final, TypeAlias
 
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -51,6 +51,9 @@ _UNITS: Final = {
     "Cel": "celsius",
 }  # fmt: skip
 _CHUNK_BYTES: Final = 65_536
+
+_Labels: TypeAlias = dict[tuple[str, int, int], tuple[Mapping[str, AttributeValue], Service | None, str]]
+"""Label texts by scheme, service and identity of the attributes; those stand beside so that the id stays theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +145,7 @@ class PrometheusRenderer:
 
     def __init__(self, options: PrometheusOptions | None = None) -> None:
         self._options = options or PrometheusOptions()
-        # The mapping is kept beside its text, so that its id stays its own.
-        self._labels: dict[tuple[str, int, int], tuple[Mapping[str, AttributeValue], Service | None, str]] = {}
+        self._labels: _Labels = {}
 
     def render(self, snapshots: Sequence[MetricSnapshot], accept_header: str | None = None) -> tuple[bytes, str]:
         """A whole scrape and its content type."""
@@ -153,7 +155,7 @@ class PrometheusRenderer:
 
     def chunks(self, snapshots: Sequence[MetricSnapshot], *, openmetrics: bool) -> Iterator[bytes]:
         """The scrape in pieces of about 64 KiB, so that a large one never stands in memory as a whole."""
-        kept: dict[tuple[str, int, int], tuple[Mapping[str, AttributeValue], Service | None, str]] = {}
+        kept: _Labels = {}
         lines: list[str] = []
         size = 0
         for name, parts in _families(snapshots).items():
@@ -172,7 +174,7 @@ class PrometheusRenderer:
         self,
         name: str,
         parts: list[tuple[Metric, MetricSnapshot]],
-        kept: dict[tuple[str, int, int], tuple[Mapping[str, AttributeValue], Service | None, str]],
+        kept: _Labels,
         *,
         openmetrics: bool,
     ) -> Iterator[str]:
@@ -189,35 +191,50 @@ class PrometheusRenderer:
         if openmetrics and (unit := _UNITS.get(first.unit)) and name.endswith(f"_{unit}"):
             yield f"# UNIT {family} {unit}\n"
         # Two services that carry the same labels are one series to Prometheus, which refuses a series given twice.
-        by_labels: dict[str, Point] = {}
+        # Points are made one at a time when they are asked for, so they are asked for twice and never all kept.
+        seen: set[str] = set()
+        twice: dict[str, Point | None] = {}
         for metric, snapshot in parts:
             for point in metric.points:
                 labels = self._text(metric, point, snapshot, kept)
-                other = by_labels.get(labels)
-                by_labels[labels] = point if other is None else _merge(other, point, kind)
-        bounds = first.bounds
-        edges = [f'le="{_go(bound)}"}} ' for bound in (*bounds, float("inf"))]
-        for labels, point in by_labels.items():
+                if labels in seen:
+                    twice[labels] = None
+                seen.add(labels)
+        del seen
+        edges = [f'le="{_go(bound)}"}} ' for bound in (*first.bounds, float("inf"))]
+
+        def lines(labels: str, point: Point) -> str:
             if isinstance(point, NumberPoint):
                 text = f"{sample}{{{labels}}} {_number(point.value)}" if labels else f"{sample} {_number(point.value)}"
                 if openmetrics and counter and point.exemplars:
                     text += _exemplar(point.exemplars[-1])
-                yield text + "\n"
-            elif isinstance(point, HistogramPoint):
-                yield _histogram(name, labels, point, bounds, edges, openmetrics=openmetrics)
-            else:
-                yield _exponential(name, labels, point)
+                return text + "\n"
+            if isinstance(point, HistogramPoint):
+                return _histogram(name, labels, point, first.bounds, edges, openmetrics=openmetrics)
+            return _exponential(name, labels, point)
+
+        for metric, snapshot in parts:
+            for point in metric.points:
+                labels = self._text(metric, point, snapshot, kept)
+                if labels in twice:
+                    other = twice[labels]
+                    twice[labels] = point if other is None else _merge(other, point, kind)
+                else:
+                    yield lines(labels, point)
+        for labels, merged in twice.items():
+            if merged is not None:
+                yield lines(labels, merged)
 
     def _text(
         self,
         metric: Metric,
         point: Point,
         snapshot: MetricSnapshot,
-        kept: dict[tuple[str, int, int], tuple[Mapping[str, AttributeValue], Service | None, str]],
+        kept: _Labels,
     ) -> str:
-        key = (metric.name, point.service_id, id(point.attributes))
+        key = (_scheme(metric.name), point.service_id, id(point.attributes))
         service = snapshot.services.get(point.service_id)
-        known = self._labels.get(key)
+        known = kept.get(key) or self._labels.get(key)
         if known is None or known[1] is not service:
             known = (point.attributes, service, self._make_text(metric.name, point, service))
         kept[key] = known
@@ -248,6 +265,14 @@ class PrometheusRenderer:
                 text = f"{labels[label]};{text}"
             labels[label] = text
         return ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()) if value)
+
+
+def _scheme(name: str) -> str:
+    """Metrics with the same scheme and the same attributes have the same labels."""
+    for prefix in (*_SPAN_METRICS, _GRAPH_METRICS):
+        if name.startswith(prefix):
+            return prefix
+    return ""
 
 
 _RESOURCE_LABELS: Final = frozenset({semconv.SERVICE_NAME, semconv.SERVICE_NAMESPACE, *APP_GROUP})

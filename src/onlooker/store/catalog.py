@@ -16,6 +16,7 @@ from onlooker import semconv
 from onlooker.batches import I8, AttributeValue, Series, Service, SpanKind, StatusCode
 
 _MAX_TEXT: Final = 1024
+_KEPT_INSTANCES: Final = 1024
 _UNKNOWN: Final = Service(0, "unknown_service", "", "", "generic", ((semconv.SERVICE_NAME, "unknown_service"),))
 _SOURCES: Final = (SpanKind.SERVER, SpanKind.CONSUMER)
 
@@ -76,7 +77,7 @@ class Catalog:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self._services: dict[tuple[str, str], int] = {}
-        self._instances: dict[tuple[str, str, str, str], int] = {}
+        self._instances: dict[tuple[int, str, tuple[tuple[str, AttributeValue], ...]], int] = {}
         self.series: I8 = np.zeros(1024, np.int64)
         self.key: I8 = np.zeros(1024, np.int64)
         self.service: I8 = np.zeros(1024, np.int64)
@@ -123,12 +124,12 @@ class Catalog:
             self._services[name] = row
         if service.language and service.language != "generic":
             self._db.execute("UPDATE services SET language=? WHERE id=?", (text(service.language, 64), row))
-        resource = json.dumps([[key, value] for key, value in service.resource], separators=(",", ":"))
-        key = (*name, service.instance_id, resource)
+        key = (row, service.instance_id, service.resource)
         found = self._instances.get(key)
         if found is None:
-            if len(self._instances) > 4096:
+            if len(self._instances) >= _KEPT_INSTANCES:
                 self._instances.clear()
+            resource = json.dumps([[key, value] for key, value in service.resource], separators=(",", ":"))
             found = self._instances[key] = self._row(
                 "instances", {"service": row, "instance": text(service.instance_id), "resource": resource}, {}, now_s
             )

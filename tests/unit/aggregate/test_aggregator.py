@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onlooker import semconv
-from onlooker.aggregate.aggregator import AGGREGATED, AggregateOptions, Aggregator
-from onlooker.aggregate.definitions import DURATION_BOUNDS, SIZE_BOUNDS
+from onlooker.aggregate.aggregator import AGGREGATED, OTHER_SERVICES, AggregateOptions, Aggregator
+from onlooker.aggregate.definitions import DEFINITIONS, DURATION_BOUNDS, SIZE_BOUNDS
 from onlooker.aggregate.selection import Selection
-from onlooker.aggregate.store import OVERFLOW_ATTRIBUTE
+from onlooker.aggregate.store import OVERFLOW_ATTRIBUTE, MetricStore
 from onlooker.batches import SKIP_METRICS, SpanKind, StatusCode, Values
 from onlooker.snapshot import HistogramPoint, MetricKind
 from support.request_batches import HTTP_DIMS, START_UNIX_NS, a_request, a_service, identities_of, requests
@@ -177,6 +178,34 @@ def test_beyond_the_cap_one_overflow_series_a_service_takes_all():
     assert all(bench.aggregator.table[i].overflow for i in set(batch.series[3:].tolist()))
     bench.observe(rows)
     assert bench.aggregator.overflowed == 74
+
+
+def test_thousands_of_services_beyond_the_cap_share_one_overflow_series():
+    services = [a_service(i, f"job-{i}") for i in range(1, 1001)]
+    muted = dataclasses.replace(a_service(1001, "muted"), exports=frozenset({"traces"}))
+    bench = Bench(*services, muted, limit=64, features=frozenset({"application", "application_span_otel"}))
+    bench.observe([a_request(route="/r", name="GET /r", service=1 + i % 1001) for i in range(2002)])
+    metrics = bench.metrics()
+    for name in ("http.server.request.duration", "traces.span.metrics.duration"):
+        found = metrics[name].points
+        assert len(found) == 64 + 16 + 1
+        assert sum(p.count for p in found) == 2000, "all but those of the service without metrics"
+        (shared,) = (p for p in found if p.service_id == OTHER_SERVICES.id)
+        assert shared.count == 2 * (1000 - 80)
+    snapshot = bench.aggregator.snapshot()
+    assert snapshot.services[OTHER_SERVICES.id].name == "other_services"
+    assert len(list(bench.aggregator.table)) <= 64 + 16 + 2
+    assert {line.service for line in bench.aggregator.live_services()} >= {"job-1", "other_services"}
+
+
+def test_a_metric_with_too_many_services_has_one_overflow_series_for_the_rest():
+    store = MetricStore(DEFINITIONS[0], (), 1, 64, OTHER_SERVICES.id)
+    rows = [store.row(service, {"a": service}, 1) for service in range(1, 1001)]
+    assert len(store) == 64 + 16 + 1
+    assert len(set(rows)) == 81
+    assert [p.service_id for p in store.rows if p is not None][-1] == OTHER_SERVICES.id
+    assert store.row(1, {"a": 1}, 1) == rows[0]
+    assert store.row(900, {"b": 1}, 1) == rows[-1]
 
 
 def test_idle_series_expire_and_their_ids_come_back_with_another_generation():
