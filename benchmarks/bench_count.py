@@ -33,6 +33,7 @@ class Figure:
 
     Attributes:
         budget: None if there is none; a floor for shares, a ceiling for the rest.
+        ours: Whether it tells of onlooker: what a server or the hooks cost by themselves is not held.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Figure:
     value: float
     budget: float | None = None
     floor: bool = False
+    ours: bool = True
 
     @property
     def verdict(self) -> str:
@@ -53,8 +55,13 @@ def figures(found: dict[str, dict[str, float]]) -> list[Figure]:
     alone, watched = found["alone"], found["watched"]
     alone_slow, watched_slow = found["alone_slow"], found["watched_slow"]
     return [
-        Figure("server_alone", "nginx, one request, not watched", alone["server"]),
-        Figure("server_floor", "  added by empty programs on the hooks", found["floor"]["server"] - alone["server"]),
+        Figure("server_alone", "nginx, one request, not watched", alone["server"], ours=False),
+        Figure(
+            "server_floor",
+            "  added by empty programs on the hooks",
+            found["floor"]["server"] - alone["server"],
+            ours=False,
+        ),
         Figure("server_added", "  added by onlooker", watched["server"] - alone["server"], 4_000),
         Figure("server_added_at_150", "  added at 150 requests/s", watched_slow["server"] - alone_slow["server"]),
         Figure("agent", "agent, one request, at saturation", watched["agent"], 10_000),
@@ -80,7 +87,7 @@ def worse(lines: Sequence[Figure], baseline: dict[str, float]) -> list[str]:
     told = []
     for line in lines:
         held = baseline.get(line.key)
-        if held is None:
+        if held is None or not line.ours:
             continue
         limit = held * (1 - SLACK) if line.floor else held * (1 + SLACK)
         if line.value < limit if line.floor else line.value > limit:

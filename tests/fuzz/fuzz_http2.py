@@ -1,4 +1,4 @@
-"""Random and hostile bytes for `onlooker.protocols.http2`: ``python tests/fuzz/fuzz_http2.py [atheris options]``.
+"""Random and hostile bytes for `onlooker.protocols.http2`: ``python tests/fuzz/fuzz_http2.py``, see `driver`.
 
 The first byte chooses how the connection was met; then come records: a byte of choices (direction, condensed gap,
 unreadable, cut short), two of length, that many bytes.  Unit tests call `one_input`, too:
@@ -7,13 +7,14 @@ that needs no atheris.
 
 from __future__ import annotations
 
+import os
 import sys
 
-if __name__ == "__main__":  # the unit tests need no fuzzer
-    import atheris
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(__file__))
+    import driver
 
-    with atheris.instrument_imports(include=["onlooker.protocols"]):
-        from onlooker.protocols import http2 as http2
+    driver.begin()
 
 from onlooker.protocols import Operation, Segment
 from onlooker.protocols.http2 import Http2
@@ -60,5 +61,4 @@ def one_input(data: bytes) -> list[Operation]:
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, lambda data: one_input(data) and None)
-    atheris.Fuzz()
+    driver.main("http2", one_input, sys.argv[1:])

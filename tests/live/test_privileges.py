@@ -147,3 +147,48 @@ def test_without_the_right_to_read_a_library_of_its_owner_stays_closed(tmp_path:
     finally:
         server.stop()
     assert seen == {True: 1, False: 0}
+
+
+def test_without_checkpoint_restore_a_library_that_was_deleted_stays_closed(tmp_path: Path, place) -> None:
+    """A TLS library that was deleted since its process began: only the kernel's own mapping still leads to it."""
+    own = place.directory / "deleted"
+    own.mkdir()
+    found = subprocess.run(["ldd", str(shutil.which("openssl"))], capture_output=True, text=True, check=True).stdout
+    libraries = [
+        Path(line.split("=>")[1].split()[0]) for line in found.splitlines() if "libssl" in line or "libcrypto" in line
+    ]
+    for library in libraries:
+        shutil.copy(library, own / library.name)
+    made, key = zoo_tls.certificate()
+    port = agent.free_port()
+    server = zoo.Program(
+        ["env", f"LD_LIBRARY_PATH={own}", "openssl", "s_server", "-accept", str(port), "-www", "-quiet",
+         "-key", str(key), "-cert", str(made)], own, name="openssl",
+    )  # fmt: skip
+    seen = {}
+    try:
+        agent.wait_until(lambda: str(own) in Path(f"/proc/{server.pid}/maps").read_text(), "the libraries are mapped")
+        for library in libraries:
+            (own / library.name).unlink()
+        for capabilities in (listed(), [one for one in listed() if one != "checkpoint_restore"]):
+            directory = tmp_path / f"with-{len(capabilities)}"
+            directory.mkdir()
+            onlooker = start(directory, agent.selecting(pids=[server.pid]), capabilities)
+            try:
+                onlooker.wait_ready()
+                onlooker.wait_watched([server.pid])
+                has = "checkpoint_restore" in capabilities
+                with contextlib.suppress(agent.AgentFailure):
+                    agent.wait_until(partial(is_seen_into, onlooker), "it is seen into", 20 if has else 4)
+                seen[has] = onlooker.metric("onlooker_tls_processes")
+                onlooker.stop()
+            finally:
+                onlooker.kill()
+    finally:
+        server.stop()
+    assert seen == {True: 1, False: 0}
+
+
+def test_every_listed_capability_is_missed_by_a_test() -> None:
+    """Those above; so whoever adds one to `doctor` shows what breaks without it."""
+    assert set(listed()) == {"bpf", "perfmon", "sys_ptrace", "dac_read_search", "checkpoint_restore"}

@@ -38,7 +38,7 @@ def mapped_files(pid: int, proc: str = "/proc") -> list[MappedFile]:
 def parse_maps(text: bytes) -> list[MappedFile]:
     """Read the lines of a maps file (``proc_pid_maps(5)``); lines of another form are passed over."""
     found: dict[tuple[str, int], MappedFile] = {}
-    for line in text.splitlines():
+    for line in text.split(b"\n"):  # the kernel escapes this one in paths, and a carriage return not
         words = line.split(None, 5)
         if len(words) < 6 or len(words[1]) < 3 or words[1][2:3] != b"x" or not words[4].isdigit() or words[4] == b"0":
             continue

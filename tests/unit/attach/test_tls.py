@@ -48,6 +48,14 @@ def test_any_text_is_read_without_harm(text: bytes) -> None:
     assert all(file.inode for file in parse_maps(text))
 
 
+def test_a_path_with_a_carriage_return_makes_no_second_line() -> None:
+    """The kernel escapes line feeds alone; what follows would be a file that the process has not mapped."""
+    line = b"00400000-00401000 r-xp 00000000 fe:01 77 /tmp/a"
+    forged = b"00500000-00501000 r-xp 00000000 fe:01 78 /usr/lib/libssl.so.3"
+    (file,) = parse_maps(line + b"\r" + forged + b"\n")
+    assert file.inode == 77
+
+
 def test_deleted_files_are_only_reached_through_their_mapping() -> None:
     deleted = MappedFile("/lib/a.so", 1, "fe:00", 0x1000, 0x2000, True)
     assert list(open_paths(7, deleted)) == ["/proc/7/map_files/1000-2000"]

@@ -67,3 +67,9 @@ def test_a_started_process_ends_with_its_block(tmp_path: Path) -> None:
         assert measure.memory(process.pid).total > 0
         assert measure.cpu_ns(process.pid) >= 0
     assert process.returncode is not None
+
+
+def test_what_the_server_and_the_hooks_cost_by_themselves_is_not_held() -> None:
+    """The floor is a difference within the noise: -188 held, and -68 found, is not worse."""
+    held = {"server_alone": 20_000.0, "server_floor": -188.0, "server_added": 3_400.0}
+    assert bench_count.worse(bench_count.figures(FOUND), held) == []
