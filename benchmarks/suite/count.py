@@ -37,7 +37,12 @@ def run_guest(options: argparse.Namespace, names: Sequence[str]) -> dict[str, di
     """
     measure.need("clang", "qemu-system-x86_64")
     asked = json.dumps(
-        {"seconds": options.seconds, "names": names, "tracer": str(syscalls.built(measure.ROOT / "build/bench"))}
+        {
+            "seconds": options.seconds,
+            "warm": 2,
+            "names": names,
+            "tracer": str(syscalls.built(measure.ROOT / "build/bench")),
+        }
     )
     command = [
         str(measure.ROOT / "kernel-lab/vmrun"), "--kernel", options.kernel, "--count", "--mem", "4G",

@@ -45,9 +45,10 @@ def main() -> None:
                 running[workload.name] = stack.enter_context(workload.serve(directory, None))
                 print(f"{workload.name} runs", file=sys.stderr, flush=True)
         for name, service in running.items():
-            for _ in range(2):  # caches; compilers that compile while it runs
+            for _ in range(options["warm"]):  # caches; compilers that compile while it runs
                 service.load(seconds, None)
             found[name] = {"alone": spent(service, seconds)[0]}
+            print(f"{name} alone: {found[name]}", file=sys.stderr, flush=True)
         for name, service in running.items():
             with syscalls.tracing(Path(options["tracer"]), service.pids()) as tracer, tracer.following(service.pids):
                 service.load(1, None)
@@ -85,7 +86,9 @@ def main() -> None:
 def programs_ns(watcher: measure.Agent) -> float:
     """Time in the agent's programs, as far as the kernel measured it."""
     return 1e9 * sum(
-        value for name, value in watcher.own().items() if name.startswith("onlooker_probe_time_seconds_total")
+        value
+        for name, value in watcher.own().items()
+        if name.startswith("onlooker_probe_time_seconds_total") and "sched_process" not in name
     )
 
 

@@ -87,6 +87,7 @@ def told(directory: Path, *, rounds: int) -> tuple[list[str], int]:
         attached, peak = statistics.median(s.attached_s for s in found), max(s.peak_mb for s in found)
         bad = budget and (attached > BUDGET_S or peak > BUDGET_MB)
         over |= bad
+        print(f"  ... {label}", file=sys.stderr, flush=True)
         lines.append(
             f"{label:<44}{statistics.median(s.ready_s for s in found):>9.2f}{attached:>12.2f}{peak:>9.1f}"
             f"{statistics.median(s.rss_mb for s in found):>10.1f}"
@@ -104,7 +105,7 @@ def told(directory: Path, *, rounds: int) -> tuple[list[str], int]:
             continue
         place = Path(tempfile.mkdtemp(prefix=f"large-{name}-", dir=directory))
         (place / "Sleeper.java").write_text(SLEEPER)
-        command = [word.format(directory=place) for word in words]
+        command = [word.replace("{directory}", str(place)) for word in words]
         environment = {"BENCH_PLACE": f"{place}/"}
         # named by its first word: node's own options have no directory
         process = subprocess.Popen(

@@ -30,7 +30,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support import agent, zoo
+from support import agent, truth, zoo, zoo_tls
 from support.otlp_receiver import Misbehaviour, OtlpReceiver
 
 pytestmark = pytest.mark.live
@@ -237,6 +237,55 @@ def test_a_second_agent_and_a_debugger(scene: Scene, tmp_path: Path) -> None:
             lambda: other.metric("http_server_request_duration_seconds_count") > before, "the other one counts too", 15
         )
     check(scene, f"a second onlooker and {attached} debuggers (gdb, strace) on the same process", "both count")
+
+
+def test_another_user_of_uprobes(place, tmp_path: Path) -> None:
+    """bpftrace has its own probes on the functions that onlooker looks into, before and after it came."""
+    program = zoo.which("bpftrace")
+    if program is None:
+        pytest.skip("bpftrace is not installed")
+    library = Path(next(path for path in libraries_of("openssl") if "libssl" in path)).resolve()
+    requests = 200
+    with zoo.server(zoo_tls.SERVERS["python-http-server"]) as server:
+        script = f"uprobe:{library}:SSL_write, uprobe:{library}:SSL_write_ex /pid == {server.pid}/ {{ @ = count(); }}"
+
+        def probes() -> zoo.Program:
+            made = zoo.Program([program, "-e", script], tmp_path, name="bpftrace", pipes=True)
+            assert "Attaching" in next(iter(made.lines()))
+            time.sleep(1.0)
+            return made
+
+        def asks(name: str) -> None:
+            plan = truth.plan(1, requests, pages=("items",), run=name)
+            with zoo.client(zoo_tls.client("curl"), server.port, plan) as client:
+                made = client.run()
+            assert zoo.wrong_answers(plan, made, echoes=True) == []
+
+        def said(tracer: zoo.Program) -> int:
+            tracer.process.send_signal(signal.SIGINT)
+            text = tracer.process.communicate(timeout=60)[0].decode()
+            return int(text.rpartition("@:")[2])
+
+        before = probes()
+        try:
+            with agent.running(tmp_path, agent.selecting(pids=[server.pid]), prints=False) as onlooker:
+                agent.wait_until(lambda: onlooker.metric("onlooker_tls_processes") == 1, "it is looked into", 20)
+                asks("with-bpftrace")
+                assert said(before) >= requests  # its probes go while ours stay
+                after = probes()
+                asks("bpftrace-again")
+                agent.wait_until(
+                    lambda: onlooker.metric("http_server_request_duration_seconds_count") >= 2 * requests,
+                    "all are seen", 15,
+                )  # fmt: skip
+                counted = int(onlooker.metric("http_server_request_duration_seconds_count"))
+                lost = onlooker.losses()
+            asks("without-onlooker")  # and ours, while its stay
+            assert said(after) >= 2 * requests
+        finally:
+            before.stop()
+    report("bpftrace's uprobes on the same functions of the same process", 2 * requests, counted, lost, "both count")
+    assert (counted, lost) == (2 * requests, {})
 
 
 def test_out_of_memory(tmp_path: Path) -> None:
