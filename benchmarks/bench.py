@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import bench_redis
 from measure import (
     ROOT,
     Agent,
@@ -210,6 +211,32 @@ KERNEL_LOSSES = frozenset({"ring_full", "half_without_response", "half_without_r
 """Reasons that stand for a request each.  The others tell of bytes or of responses, or of exports."""
 
 
+# ---- Redis ----
+
+
+def redis(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
+    """CPU of a Redis server an operation, alone and watched; what was neither counted nor declared."""
+    lines: list[Figure] = []
+    found = bench_redis.redis_cost(
+        plan.directory, seconds=plan.seconds, rounds=plan.rounds, server_core=SERVER_CORE, other_core=OTHER_CORE,
+        say=say,
+    )  # fmt: skip
+    for depth, cost in found.items():
+        alone = Rounds(cost.alone)
+        shares = Rounds([100 * added / statistics.median(cost.alone) for added in cost.added])
+        missing = max(abs(sent - seen - lost) for seen, lost, sent in cost.seen)
+        lines += [
+            alone.figure(f"redis_{depth}", f"Redis CPU an operation, -P {depth}, alone", "us"),
+            shares.figure(
+                f"redis_{depth}_watched", "  + watched by onlooker", "% of it", 8.0,
+                f"{statistics.median(cost.added):+.2f} us; {bench_redis.INCUMBENT}",
+            ),
+            Figure(f"redis_{depth}_loss", "  operations neither counted nor declared", missing, "", 0,
+                   note=f"of {cost.seen[-1][2]:,} a round; declared: {max(lost for _, lost, _ in cost.seen):,}"),
+        ]  # fmt: skip
+    return lines
+
+
 # ---- start and idle ----
 
 
@@ -263,6 +290,7 @@ PARTS: dict[str, Callable[[Plan, Callable[[str], None]], list[Figure]]] = {
     "agent": agent_cost,
     "start": start_up,
     "idle": idle,
+    "redis": redis,
 }
 
 

@@ -29,6 +29,7 @@ enum record_kind {
 	RECORD_HTTP_TEXT = 4,	/* struct http_text_record: a request line that fits in neither */
 	RECORD_SEGMENT = 5,	/* struct segment_record */
 	RECORD_SEGMENT_LONG = 6, /* struct segment_long_record */
+	RECORD_REDIS = 7,	/* struct redis_record */
 };
 VALUES(record_kind);
 
@@ -253,6 +254,59 @@ struct segment_long_record {
 };
 RECORD(segment_long_record);
 
+enum redis_flags {
+	REDIS_UNANSWERED = 1 << 0,	/* not over: segments follow, which tell the rest */
+	REDIS_CUT = 1 << 1,		/* ... and a reply is under way, of which part has passed */
+};
+VALUES(redis_flags);
+
+/*
+ * An exchange on a connection of Redis: commands of one name, and the replies to all of them.  Its number is one of the
+ * sequence that segments have.
+ */
+struct redis_record {
+	__u8 kind;
+	__u8 protocol;		/* enum protocol */
+	__u8 role;		/* enum role, of the watched process */
+	__u8 flags;		/* enum redis_flags */
+	__u8 family;
+	__u8 tls;
+	__u8 trace_flags;
+	__u8 parent_source;	/* as in segments */
+	__u64 connection_id;
+	__u32 sequence;
+	__u32 tgid;
+	__u32 tid;
+	__u32 commands;
+	__u32 replies;		/* as many as commands, but for REDIS_UNANSWERED */
+	__u32 errors;		/* among the replies */
+	__u32 request_bytes;
+	__u32 response_bytes;
+	__u64 request_start_mono_ns;	/* CLOCK_MONOTONIC */
+	__u64 request_end_mono_ns;
+	__u64 response_start_mono_ns;	/* 0: none was seen */
+	__u64 response_end_mono_ns;
+	__u64 request_offset;	/* in the stream, behind the last byte of the exchange */
+	__u64 response_offset;
+	__u64 skip;		/* a command is under way behind it: bytes of its string that are still to come */
+	__u32 left;		/* and values */
+	__u32 folded_commands;	/* of exchanges before this one that found no room in the ring, all of folded_name */
+	__u32 folded_errors;
+	__u16 local_port;
+	__u16 remote_port;
+	__u64 folded_ns;	/* their durations, added up, each as often as it has commands */
+	__u64 folded_mono_ns;	/* when the newest of them ended */
+	__u8 name[16];		/* upper case, padded with zeros */
+	__u8 folded_name[16];
+	__u8 error[16];		/* the beginning of the first error */
+	__u8 local_address[16];
+	__u8 remote_address[16];
+	__u8 trace_id[16];	/* of the server request that the thread is serving, else zero */
+	__u8 span_id[8];
+	__u8 pad[8];
+};
+RECORD(redis_record);
+
 /* Index of the per-CPU loss counters.  Keep docs/reference/losses.md in step. */
 enum loss_reason {
 	LOSS_RING_FULL = 0,		/* no room in a ring: the record is gone */
@@ -265,6 +319,7 @@ enum loss_reason {
 	LOSS_STEPS = 7,			/* more messages in one call than are walked */
 	LOSS_BYTES_UNSEEN = 8,		/* bytes moved past the hooks where a message head was due */
 	LOSS_PREEMPTED = 9,		/* a program was interrupted by one that wanted the same memory */
-	LOSS_REASONS = 10,
+	LOSS_OPERATIONS = 10,		/* operations that found no room in a ring, each counted */
+	LOSS_REASONS = 11,
 };
 VALUES(loss_reason);

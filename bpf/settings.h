@@ -16,6 +16,7 @@
 #define PIPELINE_MAX 64		  /* requests in flight whose HEAD and CONNECT are told apart */
 #define HEAD_MAX (64 * 1024)	  /* a message head longer than this is given up */
 #define SEGMENT_TAIL 64		  /* bytes from the end of a transfer that is kept in part */
+#define REDIS_IDLE_NS (50ULL * 1000 * 1000) /* of silence, after which no command waits for its reply */
 #define CLASSIFY_TRIES 12	  /* transfers looked at before a socket is left alone */
 #define CLASSIFY_HEADER 16	  /* bytes of a header that some read before the rest of a message: MongoDB's is the longest */
 #define CLASSIFY_TRIES_UNANSWERED 100 /* as CLASSIFY_TRIES, while the peer has not spoken: pipelines may be long */

@@ -13,6 +13,7 @@
 #include "lib/pid_filter.h"
 #include "protocols/http1.h"
 #include "protocols/http2.h"
+#include "protocols/resp.h"
 #include "lib/source.h"
 #include "lib/connection.h"
 #include "lib/subprogram.h"
@@ -20,6 +21,7 @@
 #include "lib/exchange.h"
 #include "protocols/classify.h"
 #include "lib/segment.h"
+#include "lib/redis.h"
 #ifndef ONLOOKER_OLD_KERNEL
 #include "lib/tls.h"
 #endif
@@ -65,6 +67,16 @@ static __always_inline void end_requests(struct connection *c, struct sock *sk, 
 	abandon(c, w, bpf_ktime_get_ns(), error);
 }
 
+static __always_inline void end_redis(struct connection *c, __u32 slot)
+{
+	struct work *w = work_of(slot);
+
+	if (!w)
+		return;
+	w->index = slot;
+	redis_end(c, w);
+}
+
 /*
  * This end closes: what a server has not answered by now it will not answer.  Where the other end is the reason (a
  * reset), the watched process does not know yet: bytes may wait to be read, and a send that is under way has worked.
@@ -89,6 +101,8 @@ int BPF_PROG(tp_sock_state, struct sock *sk, int oldstate, int newstate)
 	if (!c)
 		return 0;
 	if (c->protocol != PROTOCOL_HTTP1) {
+		if (newstate == TCP_CLOSE && c->protocol == PROTOCOL_REDIS)
+			end_redis(c, WORK_STATE);
 		if (newstate == TCP_CLOSE && c->segments && c->protocol != PROTOCOL_OTHER)
 			emit_segment_end(c, DIRECTION_SEND,
 					 sk->sk_err ? SEGMENT_CLOSE | SEGMENT_RESET : SEGMENT_CLOSE);
@@ -166,6 +180,8 @@ __noinline int tls_take(struct connection *c, struct work *w, __u32 direction)
 	}
 	if (c->protocol == PROTOCOL_HTTP2)
 		follow_http2(c, w, direction);
+	else if (c->protocol == PROTOCOL_REDIS)
+		follow_redis(c, w, direction);
 	else if (c->protocol != PROTOCOL_OTHER)
 		emit_segment(c, w, direction);
 	return 0;
@@ -178,7 +194,9 @@ __noinline int tls_end(struct connection *c, struct work *w, __u32 error)
 		return 0;
 	if (c->protocol == PROTOCOL_HTTP1)
 		abandon(c, w, bpf_ktime_get_ns(), error);
-	else if (c->segments && c->protocol != PROTOCOL_OTHER)
+	else if (c->protocol == PROTOCOL_REDIS)
+		redis_end(c, w);
+	if (c->protocol != PROTOCOL_HTTP1 && c->segments && c->protocol != PROTOCOL_OTHER)
 		emit_segment_end(c, DIRECTION_SEND, error == REQUEST_RESET ? SEGMENT_CLOSE | SEGMENT_RESET : SEGMENT_CLOSE);
 	return 0;
 }

@@ -12,10 +12,11 @@ from onlooker.kernel.btf import Btf, section  # noqa: E402  the path is set abov
 
 STRUCTS = (
     "process_record", "http_record", "http_long_record", "http_text_record", "segment_record", "segment_long_record",
+    "redis_record",
 )  # fmt: skip
 ENUMS = (
     "record_kind", "role", "direction", "process_event", "http_method", "request_error", "request_flags",
-    "parent_source", "protocol", "segment_flags", "loss_reason", "process_flags",
+    "parent_source", "protocol", "segment_flags", "redis_flags", "loss_reason", "process_flags",
 )  # fmt: skip
 
 

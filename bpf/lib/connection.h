@@ -95,7 +95,8 @@ struct connection {
 	__u8 datagram;		/* SOCK_DGRAM: transfers are messages */
 	__u8 connected;		/* this end called connect() */
 	__u8 tls;		/* enum tls */
-	__u8 pad[3];
+	__u8 first;		/* 1 + enum direction of the first bytes that ever moved; 0: not known */
+	__u8 pad[2];
 	__u32 segments;		/* handed to user space so far */
 #ifdef ONLOOKER_OLD_KERNEL
 	__u64 key;

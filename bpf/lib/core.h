@@ -5,6 +5,21 @@
  */
 #pragma once
 
+/* Who spoke first on a connection whose first bytes these are. */
+static __always_inline void learn_first(struct connection *c, struct sock *sk, __u32 direction, int result)
+{
+	struct tcp_sock *tcp;
+
+	if (c->family == AF_UNIX || c->streams[!direction].bytes || c->streams[direction & 1].bytes != result)
+		return;
+	tcp = tcp_of(sk);
+	if (!tcp)
+		return;
+	if (direction == DIRECTION_RECEIVE ? !KERNEL_FIELD(tcp, bytes_sent) :
+		    KERNEL_FIELD(tcp, bytes_received) == KERNEL_FIELD(tcp, rcv_nxt) - KERNEL_FIELD(tcp, copied_seq))
+		c->first = 1 + direction;
+}
+
 /* Which protocol do the first bytes of a connection speak?  True: they are to be followed now. */
 static __always_inline bool classify(struct connection *c, struct sock *sk, struct work *w, __u32 direction,
 				     __u64 now)
@@ -62,6 +77,8 @@ static __always_inline bool classify(struct connection *c, struct sock *sk, stru
 	if (AGREE_PROTOCOL(verdict)) {
 		c->protocol = AGREE_PROTOCOL(verdict);
 		c->request_direction = verdict & AGREE_SWAPPED ? !requests : requests;
+		if (c->protocol == PROTOCOL_REDIS && c->first && !c->connected)
+			c->request_direction = c->first - 1; /* what it says may fit both ways, ports mislead */
 		if (c->protocol == PROTOCOL_TLS && c->tls)
 			c->protocol = PROTOCOL_OTHER; /* TLS inside TLS */
 		if (c->protocol == PROTOCOL_HTTP2) {
@@ -71,6 +88,8 @@ static __always_inline bool classify(struct connection *c, struct sock *sk, stru
 		}
 		return true;
 	}
+	if ((s->scores | s->scores >> CLASSIFY_RESPONSE_SHIFT) >> PROTOCOL_REDIS & 1)
+		redis_walk(c, w, direction);
 	if (++c->tries >= (c->tls			      ? TLS_CLASSIFY_TRIES :
 			   c->streams[(!direction) & 1].bytes ? CLASSIFY_TRIES :
 								CLASSIFY_TRIES_UNANSWERED))
@@ -118,6 +137,8 @@ static __always_inline void follow(struct connection *c, struct sock *sk, struct
 static __always_inline void on_end(struct connection *c, struct sock *sk, struct work *w, __u32 direction, int result)
 {
 	if (c->protocol != PROTOCOL_HTTP1) {
+		if (c->protocol == PROTOCOL_REDIS && result)
+			redis_end(c, w);
 		if (c->segments && !c->datagram)
 			emit_segment_end(c, direction, result ? SEGMENT_CLOSE | SEGMENT_RESET : SEGMENT_EOF);
 		return;
@@ -305,6 +326,8 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 	s->last_mono_ns = w->now_mono_ns;
 	if (c->protocol == PROTOCOL_UNKNOWN)
 		learn_addresses(c, sk);
+	if (c->protocol == PROTOCOL_UNKNOWN && !c->datagram)
+		learn_first(c, sk, direction, result);
 	w->first_mono_ns = arrival(c, sk, direction, result, w->now_mono_ns);
 	if (c->protocol == PROTOCOL_UNKNOWN) {
 		if (!classify(c, sk, w, direction, w->first_mono_ns))
@@ -323,6 +346,8 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 	}
 	if (c->protocol == PROTOCOL_HTTP2)
 		follow_http2(c, w, direction);
+	else if (c->protocol == PROTOCOL_REDIS)
+		follow_redis(c, w, direction);
 	else if (c->protocol != PROTOCOL_OTHER)
 		emit_segment(c, w, direction);
 	return 0;

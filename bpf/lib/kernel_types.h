@@ -158,6 +158,7 @@ struct tcp_sock {
 	__u32 rcv_nxt;
 	__u32 write_seq;
 	__u64 bytes_received;
+	__u64 bytes_sent;
 	struct {
 		__u64 time;
 	} rcv_rtt_est;

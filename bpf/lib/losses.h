@@ -9,10 +9,15 @@ struct {
 	__type(value, __u64);
 } losses SHARED_MAP;
 
-static __always_inline void count_loss(__u32 reason)
+static __always_inline void count_losses(__u32 reason, __u64 number)
 {
 	__u64 *count = bpf_map_lookup_elem(&losses, &reason);
 
 	if (count)
-		*count += 1;
+		*count += number;
+}
+
+static __always_inline void count_loss(__u32 reason)
+{
+	count_losses(reason, 1);
 }

@@ -25,7 +25,7 @@ import msgspec
 
 from onlooker import __version__
 from onlooker.aggregate.aggregator import Aggregator
-from onlooker.assemble.exchanges import PlainExchanges
+from onlooker.assemble.exchanges import Exchanges
 from onlooker.assemble.http1 import Http1
 from onlooker.assemble.segments import Segments
 from onlooker.batches import Identities, RequestBatch, SpanKind, Values
@@ -146,7 +146,7 @@ class Pipeline:
             dim_names=registry.dim_names,
             name_of=registry.name_of,
             rng=rng,
-            plain=PlainExchanges(self.values, dim_names=registry.dim_names, rng=rng, options=options),
+            exchanges=Exchanges(self.values, dim_names=registry.dim_names, rng=rng, options=options),
         )
         self.identifier = Identifier()
         self.peers = Peers(self.values, rng=rng, cache_len=config.name_resolver.cache_len)
@@ -191,15 +191,18 @@ class Pipeline:
         if self.http1.upgrades:
             self.segments.upgraded(self.http1.upgrades)
             self.http1.upgrades = {}
-        segments = self.segments.requests(records.segments, offset_ns=offset_ns, now_mono_ns=now_mono_ns)
+        segments = self.segments.requests(
+            records.segments, records.redis, is_part=records.is_part, offset_ns=offset_ns, now_mono_ns=now_mono_ns
+        )
         # who answers comes first: `peers` learns from it whom the others ask
         batches += sorted(segments, key=lambda batch: int(batch.kind[0]) != SpanKind.SERVER)
         for batch in batches:
-            self.requests += len(batch)
+            self.requests += int(batch.weight.sum()) if len(batch.weight) else len(batch)
             self._take_through(batch)
         for settle in self.settle:
             settle()
-        return sum(len(part) for part in (records.http, records.http_long, *records.segments) if part is not None)
+        parts = (records.http, records.http_long, records.redis, *records.segments)
+        return sum(len(part) for part in parts if part is not None)
 
     def take_processes(self, rows: NDArray[Any]) -> None:
         """Take in process records alone."""

@@ -168,6 +168,7 @@ class RequestBatch:
         process, service: ``(n,)`` int32 ids into the `Identities`; -1: not known.
         series: ``(n,)`` int32 ids into the `SeriesTable`.
         keep: ``(n,)`` bool, which rows become spans.
+        weight: ``(n,)`` int64, how many operations a row stands for, or empty: one each.
         skip: ``(n,)`` uint8 of `SKIP_METRICS` and `SKIP_TRACES`, or empty: nothing is skipped (ignored routes).
     """
 
@@ -202,6 +203,7 @@ class RequestBatch:
     series: I4 = field(default_factory=lambda: np.empty(0, np.int32))
     keep: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     skip: U1 = field(default_factory=lambda: np.empty(0, np.uint8))
+    weight: I8 = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.kind)

@@ -311,10 +311,12 @@ def selecting(
 @contextlib.contextmanager
 def running(
     directory: Path, configuration: Mapping[str, Any], *, prints: bool = True, arguments: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None, stores: bool = False,
 ) -> Iterator[Agent]:  # fmt: skip
     """Starts the agent, waits until it is ready, and ends it with all checks of `Agent.stop`."""
-    started = Agent(directory, configuration, prints=prints, arguments=arguments, environment=environment)
+    started = Agent(
+        directory, configuration, prints=prints, arguments=arguments, environment=environment, stores=stores
+    )
     try:
         started.wait_ready()
         yield started

@@ -112,9 +112,13 @@ def start(name: str, port: int, directory: Path) -> Run:
 
 
 def start_program(command: Sequence[str | Path], directory: Path, **environment: str) -> Run:
-    """Start any program; its own path in the command line is made one in the directory, so that it is watched."""
+    """Start any program; its own path in the command line is made one in the directory, so that it is watched.
+
+    A shell of that name waits before it becomes the program: what it does first is to be seen as well.
+    """
     words = [str(word) for word in command]
-    return _start([f"{directory}/{Path(words[0]).name}", *words[1:]], directory / "none", words[0], environment)
+    shell = ["bash", "-c", 'sleep 0.7; exec -a "$0" "$@"', f"{directory}/{Path(words[0]).name}", *words]
+    return _start(shell, directory / "none", environment)
 
 
 def start_script(command: Sequence[str | Path]) -> Run:
@@ -122,12 +126,10 @@ def start_script(command: Sequence[str | Path]) -> Run:
     return _start([str(word) for word in command], Path("/nonexistent"))
 
 
-def _start(
-    command: list[str], out: Path, executable: str | None = None, environment: dict[str, str] | None = None
-) -> Run:
+def _start(command: list[str], out: Path, environment: dict[str, str] | None = None) -> Run:
     start_ns = time.monotonic_ns()
     process = subprocess.Popen(
-        command, executable=executable, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, env={**os.environ, "NODE_CLIENTS": str(BUILT / "node"), **(environment or {})},
     )  # fmt: skip
     return Run(process, out, start_ns)

@@ -68,3 +68,26 @@ def a_segment(
     for name, value in fields.items():
         row[name] = value
     return row
+
+
+def a_redis(
+    name: str | bytes, *, role: int = 2, connection: int = 9, sequence: int = 0, at: int = 1_000_000, took: int = 1_000,
+    commands: int = 1, replies: int | None = None, flags: int = 0, error: bytes = b"", request_end: int = 100,
+    response_end: int = 100, folded_name: str = "", **fields: Any,
+) -> NDArray[Any]:  # fmt: skip
+    """An exchange of Redis that the kernel has counted: ``(1,)`` `REDIS_RECORD`."""
+    row = np.zeros(1, records.REDIS_RECORD)
+    row["kind"], row["protocol"], row["role"], row["flags"] = 7, 6, role, flags
+    row["connection_id"], row["sequence"], row["tgid"], row["tid"] = connection, sequence, 100, 100
+    row["commands"], row["replies"] = commands, commands if replies is None else replies
+    row["request_start_mono_ns"] = row["request_end_mono_ns"] = at
+    row["response_start_mono_ns"] = row["response_end_mono_ns"] = at + took
+    row["request_offset"], row["response_offset"] = request_end, response_end
+    for field, text in (("name", name), ("folded_name", folded_name), ("error", error)):
+        data = (text.encode() if isinstance(text, str) else text)[:16]
+        row[field][0, : len(data)] = np.frombuffer(data, np.uint8)
+    row["local_address"], row["remote_address"] = LOOPBACK, LOOPBACK
+    row["local_port"], row["remote_port"] = 6379, 50_001
+    for field, value in fields.items():
+        row[field] = value
+    return row

@@ -223,6 +223,7 @@ class Aggregator:
 
     def _count(self, batch: RequestBatch, series: I4, layout: _Layout, now: int) -> None:
         stream = batch.stream
+        weight = batch.weight if len(batch.weight) else None
         counted: NDArray[np.intp] | None = None
         if len(batch.skip):
             kept = (batch.skip & SKIP_METRICS) == 0
@@ -234,12 +235,13 @@ class Aggregator:
         failed = batch.status == StatusCode.ERROR
         if counted is not None:
             at, duration, stream, failed = at[counted], duration[counted], stream[counted], failed[counted]
+            weight = None if weight is None else weight[counted]
             if not at.size:
                 return
         np.maximum(duration, 0, out=duration)
-        np.add.at(self._calls, at, 1)
+        np.add.at(self._calls, at, 1 if weight is None else weight)
         self._seen_unix_ns[at] = now
-        self._windows.add(self._window_of[at], duration, stream, failed, now)
+        self._windows.add(self._window_of[at], duration, stream, failed, now, weight)
         streaming = int(np.count_nonzero(stream))
         self.streams += streaming
         for measure in layout.measures:
@@ -254,9 +256,9 @@ class Aggregator:
                 rows = np.flatnonzero(values >= 0) if values.min() < 0 else None
             sums = self._sums_of(measure)
             if rows is None:
-                sums.add(at, values)
+                sums.add(at, values, weight)
             elif rows.size:
-                sums.add(at[rows], values[rows])
+                sums.add(at[rows], values[rows], None if weight is None else weight[rows])
 
     # -- series -----------------------------------------------------------------------------------------------------
 

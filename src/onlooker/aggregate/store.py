@@ -31,12 +31,12 @@ class Sums:
         self.counts = np.concatenate([self.counts, np.zeros((more, self.buckets), np.int64)])
         self.sums = np.concatenate([self.sums, np.zeros(more, np.int64)])
 
-    def add(self, series: I8, values: I8) -> None:
-        """Add ``values``, none negative, to their series."""
+    def add(self, series: I8, values: I8, weight: I8 | None = None) -> None:
+        """Add ``values``, none negative, to their series; each ``weight`` times."""
         bucket = np.searchsorted(self.bounds, values)  # the first bound that is not less
         bucket += series * self.buckets
-        np.add.at(self.counts.reshape(-1), bucket, 1)
-        np.add.at(self.sums, series, values)
+        np.add.at(self.counts.reshape(-1), bucket, 1 if weight is None else weight)
+        np.add.at(self.sums, series, values if weight is None else values * weight)
 
 
 @dataclass(slots=True)

@@ -70,8 +70,11 @@ class Windows:
         self._errors[:, row] = 0
         self._free.append(row)
 
-    def add(self, rows: I4, duration_ns: I8, stream: NDArray[np.bool_], failed: NDArray[np.bool_], now_ns: int) -> None:
-        """Count finished requests; ``rows`` as given by `row`."""
+    def add(
+        self, rows: I4, duration_ns: I8, stream: NDArray[np.bool_], failed: NDArray[np.bool_], now_ns: int,
+        weight: I8 | None = None,
+    ) -> None:  # fmt: skip
+        """Count finished requests; ``rows`` as given by `row`, each ``weight`` times."""
         slot = self._slot(now_ns)
         octave = np.log2(np.maximum(duration_ns, 1).astype(np.float32))
         octave -= FIRST_OCTAVE
@@ -82,9 +85,10 @@ class Windows:
         if np.count_nonzero(stream):
             bucket[stream] = STREAM
         bucket += rows * BUCKETS
-        np.add.at(self._counts[slot].reshape(-1), bucket, np.uint32(1))
+        hits = np.uint32(1) if weight is None else weight.astype(np.uint32)
+        np.add.at(self._counts[slot].reshape(-1), bucket, hits)
         if np.count_nonzero(failed):
-            np.add.at(self._errors[slot], rows[failed], np.uint32(1))
+            np.add.at(self._errors[slot], rows[failed], hits if isinstance(hits, np.uint32) else hits[failed])
 
     def _slot(self, now_ns: int) -> int:
         number = now_ns // SLOT_NS

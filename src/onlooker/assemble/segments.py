@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onlooker import semconv
-from onlooker.assemble.exchanges import PlainExchanges
+from onlooker.assemble.exchanges import UNANSWERED, Exchanges, names_of
 from onlooker.batches import RequestBatch, SpanKind, StatusCode, Text, Values
-from onlooker.protocols import Operation, Segment, SegmentParser, Upgradable, Upgrade
+from onlooker.protocols import Counting, Half, Operation, Segment, SegmentParser, Upgradable, Upgrade
 
 log: Final = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ _CONNECTIONS_MAX: Final = 20_000
 _EARLY_MAX: Final = 24
 _UPGRADES_MAX: Final = 1024
 _EXPIRE_NS: Final = 500_000_000
+_HELD_MAX: Final = 20_000
+_CUT_REPLY: Final = 2
 
 MakeParser = Callable[[int, int], SegmentParser]
 DimNames = Callable[[int, int], tuple[str, ...]]
@@ -107,7 +109,7 @@ class Segments:
 
     Args:
         make_parser, dim_names: Of ``protocols.registry``; handed in so that a test can bring its own.
-        plain: Reads what needs no parser's loop; None: every segment goes to its parser.
+        exchanges: Makes rows of what the kernel has counted itself (Redis).
 
     Attributes:
         lost: Operations that happened but could not be read, by protocol name.
@@ -123,7 +125,7 @@ class Segments:
         name_of: Callable[[int], str],
         rng: np.random.Generator,
         capacity: int = _CONNECTIONS_MAX,
-        plain: PlainExchanges | None = None,
+        exchanges: Exchanges | None = None,
     ) -> None:
         self.lost: dict[str, int] = {}
         self.dropped = {"connection_evicted": 0, "protocol_unknown": 0, "parser_failed": 0, "upgrade_without_answer": 0}
@@ -133,7 +135,7 @@ class Segments:
         self._name_of = name_of
         self._rng = rng
         self._capacity = capacity
-        self._plain = plain
+        self._exchanges = exchanges
         self._connections: OrderedDict[int, _Connection] = OrderedDict()
         self._held: list[_Row] = []
         self._upgrades: OrderedDict[int, Upgrade] = OrderedDict()
@@ -143,34 +145,53 @@ class Segments:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def requests(self, parts: Sequence[NDArray[Any]], *, offset_ns: int, now_mono_ns: int) -> list[RequestBatch]:
+    def requests(
+        self,
+        parts: Sequence[NDArray[Any]],
+        counted: NDArray[Any] | None = None,
+        *,
+        is_part: bool = False,
+        offset_ns: int,
+        now_mono_ns: int,
+    ) -> list[RequestBatch]:
         """Feed one round of records to their parsers.
 
         Args:
             parts: Arrays of `SEGMENT_RECORD` and `SEGMENT_LONG_RECORD`.
+            counted: `REDIS_RECORD`, or None.
+            is_part: Older ones than some of the segments are still to come.
             offset_ns: From CLOCK_MONOTONIC to Unix time.
             now_mono_ns: CLOCK_MONOTONIC; ends what waits too long.
 
         Source: ``bpf/lib/segment.h``.
         """
         finished: dict[tuple[int, int], list[_Finished]] = {}
-        batches: list[RequestBatch] = []
-        if self._plain is not None and len(parts):
-            keys = {row.connection for row in self._held}
-            batches, used = self._plain.take(parts[0], self._connections, keys, offset_ns=offset_ns)
-            if used is not None:
-                parts = [parts[0][~used], *parts[1:]]
         rows, held = _in_order(parts), self._held
         waited = frozenset(row.connection for row in held)
         if held:
             self._held = []
             rows = sorted(held + rows, key=_ORDER)
-        for row in rows:
+        ordered: list[_Row | _Mark] = list(rows)
+        database: NDArray[np.int32] = np.zeros(0 if counted is None else len(counted), np.int32)
+        if counted is not None:
+            marks = self._pass(counted, {row.connection for row in rows}, database)
+            if marks:
+                ordered = sorted([*rows, *marks], key=_ORDER)
+        for row in ordered:
+            if not isinstance(row, _Row):
+                self._mark(row, counted, database, finished)
+                continue
             connection = self._connections.get(row.connection)
-            if row.sequence > (connection.next if connection is not None else 0) and row.connection not in waited:
+            if (
+                row.sequence > (connection.next if connection is not None else 0)
+                and (is_part or row.connection not in waited)
+                and len(self._held) < _HELD_MAX
+            ):
                 # The rings are read one after the other: what came before it may have been written behind the reader.
                 part, i = row.where
-                self._held.append(row._replace(where=(part[i : i + 1].copy(), 0)))  # the ring's memory is used again
+                if i >= 0:  # the ring's memory is used again
+                    row = row._replace(where=(part[i : i + 1].copy(), -1))
+                self._held.append(row)
                 continue
             self._feed(row, finished)
         if now_mono_ns - self._expired_mono_ns > _EXPIRE_NS:
@@ -178,7 +199,70 @@ class Segments:
             for connection in self._connections.values():
                 if connection.parser is not None:
                     self._take(connection, connection.parser.expire(now_mono_ns), finished)
-        return [*batches, *(self._columns(key, rows, offset_ns) for key, rows in finished.items())]
+        batches = [self._columns(key, done, offset_ns) for key, done in finished.items()]
+        if counted is not None and self._exchanges is not None:
+            batches += self._exchanges.batches(counted, database, offset_ns=offset_ns)
+        return batches
+
+    # ---- what the kernel has counted ----
+
+    def _pass(self, counted: NDArray[Any], busy: Set[int], database: NDArray[np.int32]) -> list[_Mark]:
+        """Tell the parsers what is told without them; gives what has to wait for its turn among segments."""
+        order = np.lexsort((counted["sequence"], counted["connection_id"]))
+        number = counted["connection_id"][order]
+        first = np.flatnonzero(np.concatenate(([True], number[1:] != number[:-1])))
+        special = np.maximum.reduceat(counted["flags"][order] & UNANSWERED, first)
+        commands = np.add.reduceat(counted["commands"][order].astype(np.int64), first)
+        size = np.add.reduceat(counted["request_bytes"][order].astype(np.int64), first)
+        ends = np.append(first[1:], len(order))
+        last = counted[order[ends - 1]]
+        marks: list[_Mark] = []
+        for i, (key, sequence, request_end, reply_end, mono_ns) in enumerate(
+            zip(*(last[name].tolist() for name in _PASSED), strict=True)
+        ):
+            if special[i] or key in busy:
+                mine = order[first[i] : ends[i]]
+                numbers = counted["sequence"][mine].tolist()
+                marks += [_Mark(key, sequence, at) for sequence, at in zip(numbers, mine.tolist(), strict=True)]
+                continue
+            connection = self._connections.get(key)
+            if connection is None:
+                continue
+            connection.next = sequence + 1
+            parser: object = connection.parser
+            if isinstance(parser, Counting):
+                parser.passed(request_end, reply_end, mono_ns, int(commands[i]), int(size[i]))
+                if parser.database:
+                    database[order[first[i] : ends[i]]] = self._values.id(parser.database)
+        return marks
+
+    def _mark(
+        self, mark: _Mark, counted: NDArray[Any] | None, database: NDArray[np.int32],
+        finished: dict[tuple[int, int], list[_Finished]],
+    ) -> None:  # fmt: skip
+        assert counted is not None  # it is where the mark comes from
+        record = counted[mark.where]
+        connection = self._connections.get(mark.connection)
+        is_half = bool(record["flags"] & UNANSWERED)
+        if connection is None:
+            if not is_half or not record["commands"]:
+                return
+            connection = self._connections[mark.connection] = _Connection(
+                mark.connection, _peers_of(record), int(record["tgid"]), protocol=int(record["protocol"]),
+                role=int(record["role"]),
+            )  # fmt: skip
+            connection.parser = self._make_parser(connection.protocol, connection.role)
+        connection.next = max(connection.next, mark.sequence + 1)
+        parser: object = connection.parser
+        if not isinstance(parser, Counting):
+            return
+        if is_half:
+            connection.pid = int(record["tgid"])
+            self._take(connection, parser.handed_over(_half(record)), finished)
+        else:
+            parser.passed(*(int(record[name]) for name in _PASSED[2:]))
+        if parser.database:
+            database[mark.where] = self._values.id(parser.database)
 
     def upgraded(self, upgrades: Mapping[int, Upgrade]) -> None:
         """Take in the requests that connections were upgraded to HTTP/2 with, by connection; before their segments."""
@@ -354,6 +438,7 @@ class Segments:
                     texts.setdefault(attribute, [None] * count)[i] = shown.encode()
         peers = [row.connection.peers for row in rows]
         times[:, :] = np.where(times != 0, times + offset_ns, 0)
+        many = numbers.get(semconv.DB_OPERATION_BATCH_SIZE)
         return RequestBatch(
             protocol=np.full(count, protocol, np.uint8),
             kind=kind,
@@ -384,7 +469,43 @@ class Segments:
                 **{attribute: Text.of(column) for attribute, column in texts.items()},
                 **numbers,
             },
+            weight=np.empty(0, np.int64) if many is None else np.maximum(many, 1),
         )
+
+
+class _Mark(NamedTuple):
+    """Where in the order of a connection's records one stands that the kernel has counted."""
+
+    connection: int
+    sequence: int
+    where: int
+
+
+_PASSED: Final = ("connection_id", "sequence", "request_offset", "response_offset", "response_end_mono_ns")
+
+
+def _half(record: Any) -> Half:
+    context = record["span_id"].any()
+    return Half(
+        name=names_of(record["name"][None, :])[0][0],
+        request=Segment(
+            record["role"] != _SERVER, True, int(record["request_end_mono_ns"]), 0, int(record["request_bytes"]), b"",
+            tid=int(record["tid"]), trace_id=record["trace_id"].tobytes() if context else b"",
+            span_id=record["span_id"].tobytes() if context else b"", trace_flags=int(record["trace_flags"]),
+            parent_source=int(record["parent_source"]),
+        ),
+        start_ns=int(record["request_start_mono_ns"]),
+        commands=int(record["commands"]),
+        replies=int(record["replies"]),
+        errors=int(record["errors"]),
+        error=record["error"].tobytes(),
+        request_end=int(record["request_offset"]),
+        reply_end=int(record["response_offset"]),
+        mono_ns=int(record["response_end_mono_ns"]),
+        skip=int(record["skip"]),
+        left=int(record["left"]),
+        is_cut=bool(record["flags"] & _CUT_REPLY),
+    )  # fmt: skip
 
 
 _NOWHERE: Final[tuple[NDArray[Any], int]] = (np.empty(0, np.uint8), 0)
@@ -396,7 +517,10 @@ _COLUMNS: Final = (
 
 def _peers(row: _Row) -> _Peers:
     part, i = row.where
-    record = part[i]
+    return _peers_of(part[i])
+
+
+def _peers_of(record: Any) -> _Peers:
     return _Peers(
         record["local_address"].tobytes(), record["remote_address"].tobytes(), int(record["local_port"]),
         int(record["remote_port"]),

@@ -64,6 +64,15 @@ SEGMENT_LONG_RECORD = np.dtype(
     }
 )
 
+REDIS_RECORD = np.dtype(
+    {
+        "names": ["kind", "protocol", "role", "flags", "family", "tls", "trace_flags", "parent_source", "connection_id", "sequence", "tgid", "tid", "commands", "replies", "errors", "request_bytes", "response_bytes", "request_start_mono_ns", "request_end_mono_ns", "response_start_mono_ns", "response_end_mono_ns", "request_offset", "response_offset", "skip", "left", "folded_commands", "folded_errors", "local_port", "remote_port", "folded_ns", "folded_mono_ns", "name", "folded_name", "error", "local_address", "remote_address", "trace_id", "span_id", "pad"],
+        "formats": ["<u1", "<u1", "<u1", "<u1", "<u1", "<u1", "<u1", "<u1", "<u8", "<u4", "<u4", "<u4", "<u4", "<u4", "<u4", "<u4", "<u4", "<u8", "<u8", "<u8", "<u8", "<u8", "<u8", "<u8", "<u4", "<u4", "<u4", "<u2", "<u2", "<u8", "<u8", ("<u1", (16,)), ("<u1", (16,)), ("<u1", (16,)), ("<u1", (16,)), ("<u1", (16,)), ("<u1", (16,)), ("<u1", (8,)), ("<u1", (8,))],
+        "offsets": [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 72, 80, 88, 96, 104, 108, 112, 116, 118, 120, 128, 136, 152, 168, 184, 200, 216, 232, 240],
+        "itemsize": 248,
+    }
+)
+
 
 class RecordKind(enum.IntEnum):
     """``enum record_kind`` of the BPF sources."""
@@ -75,6 +84,7 @@ class RecordKind(enum.IntEnum):
     RECORD_HTTP_TEXT = 4
     RECORD_SEGMENT = 5
     RECORD_SEGMENT_LONG = 6
+    RECORD_REDIS = 7
 
 
 class Role(enum.IntEnum):
@@ -185,6 +195,13 @@ class SegmentFlags(enum.IntFlag):
     SEGMENT_CONTINUED = 64
 
 
+class RedisFlags(enum.IntFlag):
+    """``enum redis_flags`` of the BPF sources."""
+
+    REDIS_UNANSWERED = 1
+    REDIS_CUT = 2
+
+
 class LossReason(enum.IntEnum):
     """``enum loss_reason`` of the BPF sources."""
 
@@ -198,7 +215,8 @@ class LossReason(enum.IntEnum):
     LOSS_STEPS = 7
     LOSS_BYTES_UNSEEN = 8
     LOSS_PREEMPTED = 9
-    LOSS_REASONS = 10
+    LOSS_OPERATIONS = 10
+    LOSS_REASONS = 11
 
 
 class ProcessFlags(enum.IntFlag):

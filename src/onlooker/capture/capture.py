@@ -31,6 +31,7 @@ LAYOUTS: Final[dict[int, np.dtype[Any]]] = {
     RecordKind.RECORD_HTTP_TEXT: _records.HTTP_TEXT_RECORD,
     RecordKind.RECORD_SEGMENT: _records.SEGMENT_RECORD,
     RecordKind.RECORD_SEGMENT_LONG: _records.SEGMENT_LONG_RECORD,
+    RecordKind.RECORD_REDIS: _records.REDIS_RECORD,
 }
 
 PROCESS_PROGRAMS: Final = ("tp_fork", "tp_exec", "tp_exit", "tp_listen")
@@ -59,6 +60,7 @@ def check_layouts(built: Object) -> None:
         (_records.HTTP_TEXT_RECORD, "http_text_record"),
         (_records.SEGMENT_RECORD, "segment_record"),
         (_records.SEGMENT_LONG_RECORD, "segment_long_record"),
+        (_records.REDIS_RECORD, "redis_record"),
     ):
         fields, size = built.btf.numpy_fields(name)
         described = np.dtype(
@@ -77,17 +79,23 @@ def check_layouts(built: Object) -> None:
 
 @dataclass(slots=True)
 class Records:
-    """What one round of draining found; each array is ``(n,)`` of the dtype named after its struct."""
+    """What one round of draining found; each array is ``(n,)`` of the dtype named after its struct.
+
+    Attributes:
+        is_part: The ring of `http` and `redis` holds more, older than some of `segments`.
+    """
 
     http: NDArray[Any] | None = None
     http_long: NDArray[Any] | None = None
     http_text: NDArray[Any] | None = None
     process: NDArray[Any] | None = None
+    redis: NDArray[Any] | None = None
     segments: list[NDArray[Any]] = field(default_factory=list)
+    is_part: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.segments) or any(
-            part is not None for part in (self.http, self.http_long, self.http_text, self.process)
+            part is not None for part in (self.http, self.http_long, self.http_text, self.redis, self.process)
         )
 
 
@@ -227,9 +235,14 @@ class Capture:
         found = Records()
         if not self._rings:
             return found
-        raw = self._rings[256].drain(_ROWS_MAX)
-        if raw is not None:
-            found.http = raw.view(_records.HTTP_RECORD)[:, 0]
+        count = 0
+        for raw in self._of_kind(256, _ROWS_MAX):
+            count += len(raw)
+            if raw[0, 0] == RecordKind.RECORD_HTTP:
+                found.http = raw.view(_records.HTTP_RECORD)[:, 0]
+            else:
+                found.redis = raw.view(_records.REDIS_RECORD)[:, 0]
+        found.is_part = count >= _ROWS_MAX
         for raw in self._of_kind(512):
             if raw[0, 0] == RecordKind.RECORD_HTTP_LONG:
                 found.http_long = raw.view(_records.HTTP_LONG_RECORD)[:, 0]
@@ -243,8 +256,8 @@ class Capture:
         found.process = self.drain_processes()
         return found
 
-    def _of_kind(self, stride: int) -> Iterator[NDArray[np.uint8]]:
-        raw = self._rings[stride].drain()
+    def _of_kind(self, stride: int, limit: int = 1 << 20) -> Iterator[NDArray[np.uint8]]:
+        raw = self._rings[stride].drain(limit)
         if raw is None:
             return
         kinds = raw[:, 0]

@@ -137,4 +137,58 @@ class Upgradable(Protocol):
         """Tell the request that the connection was upgraded with, before anything is fed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Half:
+    """What the kernel had counted of an exchange when it left it to the segments that follow.
+
+    Attributes:
+        name: Of its commands.
+        request: Times, ids and sizes of its bytes so far; no bytes.
+        start_ns: First byte.
+        commands, replies, errors: How many have passed.
+        error: The first error, as a line.
+        request_end, reply_end: Stream offsets behind it.
+        mono_ns: When it was left.
+        skip, left: A command is under way: bytes of its string, and values, that are still to come.
+        is_cut: A reply is under way, of which part has passed.
+    """
+
+    name: str
+    request: Segment
+    start_ns: int
+    commands: int
+    replies: int
+    errors: int
+    error: bytes
+    request_end: int
+    reply_end: int
+    mono_ns: int
+    skip: int = 0
+    left: int = 0
+    is_cut: bool = False
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A parser of a protocol whose plain exchanges the kernel counts itself."""
+
+    @property
+    def database(self) -> str:
+        """What is selected on the connection; "" if nothing is."""
+
+    def passed(self, request_end: int, reply_end: int, mono_ns: int, commands: int = 0, size: int = 0) -> None:
+        """Exchanges were told without this parser: the streams stand behind them, and nothing is under way.
+
+        Args:
+            request_end: Stream offset behind the last command.
+            reply_end: And behind the last reply.
+            mono_ns: When the last of them ended.
+            commands: How many there were.
+            size: Bytes of their commands.
+        """
+
+    def handed_over(self, half: Half) -> list[Operation]:
+        """One began without this parser and goes on here."""
+
+
 Operations: TypeAlias = list[Operation]

@@ -17,7 +17,7 @@ from typing import Final
 
 from onlooker import semconv
 from onlooker.batches import AttributeValue
-from onlooker.protocols import Operation, Segment
+from onlooker.protocols import Half, Operation, Segment
 from onlooker.protocols._db import ERROR_OTHER, MAX_PENDING, NO_VARYING, Connection, Options, Pending
 
 SYSTEM: Final = "redis"
@@ -70,6 +70,12 @@ _MULTIPLES: Final = {ord("*"): 1, ord("~"): 1, ord(">"): 1, ord("%"): 2, ord("|"
 def _size(pending: Pending) -> int:
     """How many commands it stands for."""
     return pending.value if pending.kind in ("batch", "gap") and isinstance(pending.value, int) else 1
+
+
+def error_code(line: bytes) -> str:
+    """The first word of an error, as far as it is one."""
+    word = re.split(rb"[ \r\n\0]", line[1:], maxsplit=1)[0].decode("ascii", "replace")
+    return word if _CODE.match(word) else "ERR"
 
 
 class RedisParser(Connection):
@@ -207,24 +213,49 @@ class RedisParser(Connection):
         return out
 
     @property
-    def is_steady(self) -> bool:
-        """Nothing is under way: the next segment is a request, and `advance` may be told of plain exchanges."""
-        return self._steady and not self._queue and self._quick is None and not self._early
+    def database(self) -> str:
+        """The number behind the last SELECT that worked; "" before the first."""
+        return self._database
 
-    @property
-    def due(self) -> tuple[int, int]:
-        """Stream offsets of the next request and the next reply."""
-        return self._request_end, self._reply_end
-
-    def advance(self, request_end: int, reply_end: int, mono_ns: int, commands: int) -> str:
-        """Plain exchanges were read by `_redis_columns`: stand behind them.  Gives the database's number."""
-        self._sent_bytes += request_end - self._request_end
+    def passed(self, request_end: int, reply_end: int, mono_ns: int, commands: int = 0, size: int = 0) -> None:
+        """See `Counting.passed`."""
+        self._slow_down()
+        if self._queue:
+            self._queue.clear()
+        self._restart_replies()
+        self._early.clear()
+        self._requests_synced = True
+        self._carry = b""
+        self._skip = self._arguments = 0
+        self._name = ""
+        self._overlapped = self._overlapping = False
+        self._sent_bytes += size
         self._sent_commands += commands
-        self._asked += commands
-        self._told += commands
         self._request_end, self._reply_end = request_end, reply_end
         self._last_response_ns = mono_ns
-        return self._database
+        self._settled = True
+        self._steady = not (self._subscribed or self._no_replies or self._unanswered or self.note)
+
+    def handed_over(self, half: Half) -> list[Operation]:
+        """See `Counting.handed_over`."""
+        self.passed(half.request_end, half.reply_end, half.mono_ns, half.commands, half.request.length)
+        self._steady = False
+        self._asked += half.commands
+        cap = self.options.pipeline_spans
+        out: list[Operation] = []
+        for _ in range(min(half.commands, cap)):
+            self._queue.append(Pending(half.name, half.request, half.start_ns, -1))
+        if half.commands > cap:
+            batch = Pending("batch", half.request, half.start_ns, -1)
+            batch.value = half.commands - cap
+            self._queue.append(batch)
+        for answered in range(min(half.replies, half.commands)):
+            self._complete(out, 0x2D if answered < half.errors else 0x2B, half.error, half.mono_ns)
+        if half.skip or half.left:
+            self._skip, self._arguments, self._name = half.skip, half.left, half.name
+            self._command_start_ns = half.request.mono_ns
+        self._replies_synced = not half.is_cut
+        return out
 
     def _slow_down(self) -> None:
         """The request that took the short way is made one of the queue."""
@@ -675,8 +706,7 @@ class RedisParser(Connection):
     @staticmethod
     def _error_code(first: int, line: bytes) -> str:
         if first == 0x2D:
-            word = line[1:].split(b" ", 1)[0].decode("ascii", "replace")
-            return word if _CODE.match(word) else "ERR"
+            return error_code(line)
         return "ERR" if first == 0x21 else ""
 
     def _complete(self, out: list[Operation], first: int, line: bytes, mono_ns: int) -> None:

@@ -90,18 +90,31 @@ def bucket_of(duration_ns: I8, stream: NDArray[np.bool_]) -> NDArray[np.int32]:
     return bucket
 
 
-def from_rows(t: int, key: I8, bucket: NDArray[np.int32], duration_ns: I8, failed: NDArray[np.bool_]) -> Block:
-    """One block of single requests, all in the bucket of time that begins at ``t``."""
+def from_rows(
+    t: int, key: I8, bucket: NDArray[np.int32], duration_ns: I8, failed: NDArray[np.bool_], weight: I8 | None = None
+) -> Block:
+    """One block of single requests, all in the bucket of time that begins at ``t``; each counts ``weight`` times."""
     if not len(key):
         return EMPTY
-    codes, hits = np.unique(key * CODES + bucket, return_counts=True)
+    if weight is None:
+        codes, hits = np.unique(key * CODES + bucket, return_counts=True)
+    else:
+        codes, where = np.unique(key * CODES + bucket, return_inverse=True)
+        hits = np.zeros(len(codes), np.int64)
+        np.add.at(hits, where, weight)
     keys = codes // CODES
     distinct, entry = np.unique(keys, return_inverse=True)
     at = np.searchsorted(distinct, key)
     n = len(distinct)
-    count = np.bincount(at, minlength=n)
-    errors = np.bincount(at[failed], minlength=n)
-    sum_us = np.bincount(at, weights=duration_ns / 1e3, minlength=n).astype(np.int64)
+    if weight is None:
+        count = np.bincount(at, minlength=n)
+        errors = np.bincount(at[failed], minlength=n)
+        sum_us = np.bincount(at, weights=duration_ns / 1e3, minlength=n).astype(np.int64)
+    else:
+        count, errors = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        np.add.at(count, at, weight)
+        np.add.at(errors, at[failed], weight[failed])
+        sum_us = np.bincount(at, weights=duration_ns / 1e3 * weight, minlength=n).astype(np.int64)
     return Block(np.full(n, t, np.int64), distinct, count, errors, sum_us, entry, codes % CODES, hits)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -58,12 +58,14 @@ class Counts:
         slot: ``(n,)`` int32 series slots.
         duration_ns: ``(n,)`` int64.
         failed, stream: ``(n,)`` bool.
+        weight: ``(n,)`` int64, how many requests a row stands for, or empty: one each.
     """
 
     slot: I4
     duration_ns: I8
     failed: NDArray[np.bool_]
     stream: NDArray[np.bool_]
+    weight: I8 = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.slot)
@@ -179,6 +181,7 @@ class Intake:
             np.maximum(batch.end_unix_ns - batch.start_unix_ns, 0)[counted],
             (batch.status == StatusCode.ERROR)[counted],
             batch.stream[counted],
+            batch.weight[counted] if len(batch.weight) else batch.weight,
         )
         rows = self._details(batch, slot, detailed)
         with self._lock:

@@ -219,7 +219,12 @@ class Writer:
     def _write_metrics(self, t: int) -> None:
         parts = [
             blocks.from_rows(
-                t, key, blocks.bucket_of(counts.duration_ns, counts.stream), counts.duration_ns, counts.failed
+                t,
+                key,
+                blocks.bucket_of(counts.duration_ns, counts.stream),
+                counts.duration_ns,
+                counts.failed,
+                counts.weight if len(counts.weight) else None,
             )
             for key, counts in _joined(self._pending)
         ]
@@ -372,6 +377,12 @@ def _joined(pending: list[tuple[I8, Counts]]) -> list[tuple[I8, Counts]]:
     if len(pending) < 2:
         return pending
     columns = {
-        name: np.concatenate([getattr(counts, name) for _, counts in pending]) for name in Counts.__dataclass_fields__
+        name: np.concatenate([getattr(counts, name) for _, counts in pending])
+        for name in Counts.__dataclass_fields__
+        if name != "weight"
     }
+    if any(len(counts.weight) for _, counts in pending):
+        columns["weight"] = np.concatenate(
+            [counts.weight if len(counts.weight) else np.ones(len(counts), np.int64) for _, counts in pending]
+        )
     return [(np.concatenate([key for key, _ in pending]), Counts(**columns))]

@@ -125,6 +125,45 @@ def test_sums_are_what_a_plain_loop_says(rows, batches):
     } == {key: (e[3], e[4]) for key, e in expected.items() if sum(e[4])}
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.integers(0, 200 * MS), st.booleans(), st.booleans(), st.booleans()),
+        min_size=1, max_size=12,
+    )
+)  # fmt: skip
+def test_a_row_of_some_weight_counts_as_that_many(rows):
+    def told(weighted):
+        bench = Bench()
+        found, weights, skips = [], [], []
+        for weight, duration, failed, stream, skip in rows:
+            copies = 1 if weighted else weight
+            row = a_request(
+                path=b"/x", route="/x", name="GET /x", duration_ns=duration, stream=stream,
+                status=StatusCode.ERROR if failed else StatusCode.UNSET,
+            )  # fmt: skip
+            found += [row] * copies
+            weights += [weight] * copies
+            skips += [SKIP_METRICS * skip] * copies
+        batch = requests(bench.values, found)
+        batch.skip = np.array(skips, np.uint8)
+        if weighted:
+            batch.weight = np.array(weights, np.int64)
+        bench.aggregator.observe(batch)
+        metrics = {
+            name: sorted(
+                (sorted(p.attributes.items()), p.count, p.sum, list(p.bucket_counts))
+                for p in metric.points
+                if isinstance(p, HistogramPoint)
+            )
+            for name, metric in bench.metrics().items()
+        }
+        return metrics, bench.aggregator.live_routes(60)
+
+    (one, lines), (other, expected) = told(True), told(False)
+    assert one == other
+    assert lines == expected
+
+
 def test_snapshots_are_cumulative_and_keep_their_attribute_objects():
     bench = Bench()
     bench.observe([a_request(), a_request()])

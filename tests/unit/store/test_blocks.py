@@ -74,6 +74,19 @@ def test_quantiles_are_within_a_bucket(durations: list[int], q: float) -> None:
     assert true / 1.21 <= found <= true * 1.21
 
 
+@given(ROWS, st.data())
+def test_a_row_of_some_weight_counts_as_that_many(rows: list[tuple[int, int, int, bool]], data: st.DataObject) -> None:
+    weight = np.array([data.draw(st.integers(1, 6)) for _ in rows], np.int64)
+    key, duration = (np.array([row[at] for row in rows], np.int64) for at in (1, 2))
+    failed = np.array([row[3] for row in rows], np.bool_)
+    bucket = blocks.bucket_of(duration, np.zeros(len(rows), np.bool_))
+    one = blocks.from_rows(0, key, bucket, duration, failed, weight)
+    many = blocks.from_rows(0, *(np.repeat(column, weight) for column in (key, bucket, duration, failed)))
+    for name in ("key", "count", "errors", "entry", "bucket", "hits"):
+        assert getattr(one, name).tolist() == getattr(many, name).tolist()
+    assert np.abs(one.sum_us - many.sum_us).max(initial=0) <= 1  # of microseconds, by the order of the sums
+
+
 def test_streams_have_no_latency() -> None:
     duration = np.array([1_000_000, 3_600_000_000_000], np.int64)
     bucket = blocks.bucket_of(duration, np.array([False, True]))

@@ -1,4 +1,4 @@
-"""Sends a marker wherever a secret may stand: markers.py MARKER POSTGRES MARIADB REDIS MEMCACHED HTTP DIRECTORY"""
+"""Sends a marker wherever a secret may stand: markers.py FILE POSTGRES MARIADB REDIS MEMCACHED HTTP DIRECTORY"""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import contextlib
 import http.client
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
 def main() -> None:
-    marker, postgres, mariadb, redis, memcached, web = sys.argv[1], *map(int, sys.argv[2:7])
+    marker, postgres, mariadb, redis, memcached, web = Path(sys.argv[1]).read_text(), *map(int, sys.argv[2:7])
     time.sleep(0.5)  # until it is watched
     import psycopg
     import pymemcache.client.base
@@ -43,6 +44,14 @@ def main() -> None:
         pymysql.connect(host="127.0.0.1", port=mariadb, user=marker, password=marker)
     r: Any = redis_py.Redis(port=redis)
     r.set(marker, marker)
+    many = r.pipeline(transaction=False)
+    for _ in range(60):  # of one name, and so many that they share a span
+        many.set(marker, marker)
+    many.execute()
+    mixed = r.pipeline()
+    mixed.hset("hash", marker, marker).get(marker).lpush(marker, marker)
+    with contextlib.suppress(redis_py.RedisError):
+        mixed.execute()
     r.get(marker)
     r.hset("hash", marker, marker)
     with contextlib.suppress(redis_py.RedisError):

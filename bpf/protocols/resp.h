@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * RESP2 and RESP3: where each message of one direction of a Redis connection ends.  Counts them, exactly, however the
+ * stream is cut into transfers; of commands it tells the name, of replies which are errors.
+ * Pure functions over (state, bytes, length); compiled for BPF and, in tests/native, for the host.
+ *
+ * How to drive it, for each window of a transfer: put what was carried before the new bytes, set position to 0 and end to
+ * the number of bytes, call resp_step() until it gives something else than RESP_MORE.  What stands behind position is
+ * carried (RESP_PARTIAL) or does not matter.  Strings are stepped over by their length: their bytes need not be there.
+ *
+ * A message that is framed like the one before it, as in a pipeline, is recognised by comparing a few words.
+ */
+#pragma once
+
+#define RESP_MASK 4095		 /* windows are smaller than this */
+#define RESP_ROOM (RESP_MASK + 33) /* bytes of a window's buffer that may be read */
+#define RESP_POINTS 6
+#define RESP_LEFT_MAX (1U << 28) /* values of one message */
+#define RESP_CARRY_MAX 48	 /* a number, its type and line end, and a name */
+
+#ifndef RESP_INLINE
+#define RESP_INLINE static inline __attribute__((always_inline, unused))
+#endif
+
+enum resp_state {
+	RESP_START = 0, /* the next byte begins a message */
+	RESP_NAME = 1,	/* the next value is the name of a command */
+	RESP_VALUE = 2,
+	RESP_LINE = 3,	/* in a line whose end is still to come */
+	RESP_LOST = 4,
+};
+
+enum resp_result {
+	RESP_END = 0,	  /* the window is used up */
+	RESP_MORE = 1,
+	RESP_PARTIAL = 2, /* what is left of it ends inside a line */
+};
+
+enum resp_special {
+	RESP_TOLD = 1,	   /* what the command says changes how the connection is read: user space looks at it */
+	RESP_UNPAIRED = 2, /* from here on messages come that answer nothing */
+};
+
+struct resp_walker {
+	__u64 at;	/* offset in the stream of the next byte: what does not begin there cannot be followed */
+	__u64 skip;	/* bytes of the string under way, its line end included */
+	__u64 name[2];	/* of the newest command, upper case */
+	__u64 error[2]; /* the first bytes of the first error since somebody cleared it */
+	__u32 messages; /* that have ended */
+	__u32 errors;	/* among them */
+	__u32 left;	/* values of the message under way that are still to come */
+	__u32 position; /* in the window */
+	__u32 end;	/* valid bytes of the window */
+	__u32 size;	/* of a message like the newest; 0: none is known */
+	__u32 start;	/* where the message that is taken as a pattern begins */
+	__u8 state;	/* enum resp_state */
+	__u8 silent;	/* the message under way was pushed */
+	__u8 named;	/* a command was named since somebody cleared this */
+	__u8 mixed;	/* and another one */
+	__u8 special;	/* enum resp_special */
+	__u8 points;
+	__u8 learning;	/* the message under way becomes the pattern */
+	__u8 pad;
+	__u64 words[8]; /* RESP_POINTS, and room for any masked index */
+	__u8 masks[8];	/* how many bytes of the word count */
+	__u16 offsets[8];
+};
+
+RESP_INLINE __u64 resp_load8(const __u8 *bytes, __u32 at)
+{
+	return *(const __u64 *)(bytes + (at & RESP_MASK));
+}
+
+RESP_INLINE __u64 resp_first(__u32 count)
+{
+	return count >= 8 ? ~0ULL : (1ULL << (count * 8)) - 1;
+}
+
+/* Where the first CR stands in the word; 8 if there is none. */
+RESP_INLINE __u32 resp_cr(__u64 word)
+{
+	__u64 x = word ^ 0x0d0d0d0d0d0d0d0dULL, found = (x - 0x0101010101010101ULL) & ~x & 0x8080808080808080ULL;
+
+	if (!found)
+		return 8;
+	return (__u32)((((found - 1) & ~found & 0x8080808080808080ULL) >> 7) * 0x0101010101010101ULL >> 56);
+}
+
+/* a to z become A to Z, all other bytes stay. */
+RESP_INLINE __u64 resp_upper(__u64 word)
+{
+	__u64 low = word & 0x7f7f7f7f7f7f7f7fULL;
+	__u64 from_a = low + 0x1f1f1f1f1f1f1f1fULL, behind_z = low + 0x0505050505050505ULL;
+
+	return word ^ ((from_a & ~behind_z & ~word & 0x8080808080808080ULL) >> 2);
+}
+
+/* The first `count` bytes as a decimal number, 1 to 7 of them; RESP_LEFT_MAX or more if it is none. */
+RESP_INLINE __u32 resp_number(__u64 digits, __u32 count)
+{
+	__u64 mask = resp_first(count & 7), x = digits ^ (0x3030303030303030ULL);
+
+	x &= mask;
+	if (!mask || (x | (x + 0x7676767676767676ULL)) & mask & 0x8080808080808080ULL)
+		return RESP_LEFT_MAX;
+	x <<= 64 - 8 * (count & 7);
+	x = (x * 10 + (x >> 8)) & 0x00ff00ff00ff00ffULL;
+	x = (x * 100 + (x >> 16)) & 0x0000ffff0000ffffULL;
+	return (__u32)(x * 10000 + (x >> 32));
+}
+
+#define RESP_WORD(a, b, c, d, e, f, g, h)                                                          \
+	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 |   \
+	 (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
+
+/* The commands that redis.SPECIAL of user space lists. */
+RESP_INLINE __u32 resp_special(__u64 name)
+{
+	if (name == RESP_WORD('S', 'E', 'L', 'E', 'C', 'T', 0, 0) ||
+	    (name & resp_first(5)) == RESP_WORD('X', 'R', 'E', 'A', 'D', 0, 0, 0))
+		return RESP_TOLD;
+	if (name == RESP_WORD('S', 'U', 'B', 'S', 'C', 'R', 'I', 'B') ||
+	    name == RESP_WORD('P', 'S', 'U', 'B', 'S', 'C', 'R', 'I') ||
+	    name == RESP_WORD('S', 'S', 'U', 'B', 'S', 'C', 'R', 'I') ||
+	    name == RESP_WORD('U', 'N', 'S', 'U', 'B', 'S', 'C', 'R') ||
+	    name == RESP_WORD('P', 'U', 'N', 'S', 'U', 'B', 'S', 'C') ||
+	    name == RESP_WORD('S', 'U', 'N', 'S', 'U', 'B', 'S', 'C') ||
+	    name == RESP_WORD('M', 'O', 'N', 'I', 'T', 'O', 'R', 0) || name == RESP_WORD('S', 'Y', 'N', 'C', 0, 0, 0, 0) ||
+	    name == RESP_WORD('P', 'S', 'Y', 'N', 'C', 0, 0, 0))
+		return RESP_TOLD | RESP_UNPAIRED;
+	if (name == RESP_WORD('C', 'L', 'I', 'E', 'N', 'T', 0, 0))
+		return RESP_TOLD;
+	return 0;
+}
+
+RESP_INLINE void resp_lose(struct resp_walker *w)
+{
+	w->state = RESP_LOST;
+	w->size = 0;
+	w->learning = 0;
+}
+
+/* The last byte of a message has passed. */
+RESP_INLINE void resp_ended(struct resp_walker *w)
+{
+	if (w->learning) {
+		w->learning = 0;
+		w->size = w->silent ? 0 : w->position - w->start;
+	} else {
+		w->learning = w->position < w->end;
+		w->size = 0;
+	}
+	w->points = w->learning ? 0 : w->points;
+	w->state = RESP_START;
+	if (!w->silent)
+		w->messages++;
+	w->silent = 0;
+}
+
+/* Behind a line, or behind the string that it announced. */
+RESP_INLINE int resp_pass(struct resp_walker *w, __u32 position)
+{
+	__u32 rest = w->end - position;
+
+	if (position > w->end)
+		rest = 0;
+	if (w->skip > rest) {
+		w->skip -= rest;
+		w->position = w->end;
+		w->learning = 0;
+		return RESP_END;
+	}
+	w->position = position + (__u32)w->skip;
+	w->skip = 0;
+	if (!w->left)
+		resp_ended(w);
+	return w->position < w->end ? RESP_MORE : RESP_END;
+}
+
+/* What to compare in order to recognise a message like this one. */
+RESP_INLINE void resp_point(struct resp_walker *w, __u32 position, __u64 word, __u32 count)
+{
+	__u32 k = w->points;
+
+	if (!w->learning)
+		return;
+	if (k >= RESP_POINTS || position - w->start > 0xffff) {
+		w->learning = 0;
+		return;
+	}
+	count = count > 8 ? 8 : count;
+	asm volatile("" : "+r"(k)); /* or the mask, which verifiers want to see, goes */
+	w->offsets[k & 7] = position - w->start;
+	w->masks[k & 7] = count;
+	w->words[k & 7] = word & resp_first(count);
+	w->points = k + 1;
+}
+
+/* The message at position is framed, and if it is a command named, as the newest. */
+RESP_INLINE int resp_repeats(struct resp_walker *w, const __u8 *bytes)
+{
+	__u32 position = *(volatile __u32 *)&w->position, size = w->size, points = w->points;
+
+	if (w->state != RESP_START || !size || size > RESP_MASK || w->skip || position + size > w->end)
+		return 0;
+	for (__u32 k = 0; k < RESP_POINTS; k++) {
+		if (k >= points)
+			break;
+		if ((resp_load8(bytes, position + w->offsets[k]) ^ w->words[k]) & resp_first(w->masks[k]))
+			return 0;
+	}
+	w->position = position + size;
+	w->messages++;
+	return 1;
+}
+
+/* The name of a command, whose `length` bytes stand at `at`. */
+RESP_INLINE int resp_named(struct resp_walker *w, const __u8 *bytes, __u32 at, __u32 length)
+{
+	__u64 first, second;
+
+	if (length > 16) {
+		w->mixed = 1; /* not told apart */
+		w->learning = 0;
+		return 1;
+	}
+	if (at + length > w->end)
+		return 0;
+	first = resp_upper(resp_load8(bytes, at) & resp_first(length));
+	second = length > 8 ? resp_upper(resp_load8(bytes, at + 8) & resp_first(length - 8)) : 0;
+	if (w->named && first == w->name[0] && second == w->name[1])
+		return 1;
+	w->mixed |= w->named;
+	w->named = 1;
+	w->name[0] = first;
+	w->name[1] = second;
+	w->special |= resp_special(first);
+	return 1;
+}
+
+/* A line that is all there is of its value: +OK, -ERR, :1 ... */
+RESP_INLINE int resp_simple(struct resp_walker *w, const __u8 *bytes, __u32 position, __u64 word, __u8 type)
+{
+	__u32 left = w->end - position, cr = resp_cr(word);
+
+	if (w->state == RESP_START) {
+		w->left = 1;
+		w->start = position;
+		if (type == '-') {
+			w->errors++;
+			w->learning = 0;
+			if (!w->error[0]) {
+				w->error[0] = word & resp_first(left);
+				w->error[1] = left > 8 ? resp_load8(bytes, position + 8) & resp_first(left - 8) : 0;
+			}
+		}
+	}
+	w->left--;
+	w->state = RESP_VALUE;
+	if (cr < left && cr < 8) {
+		resp_point(w, position, word, cr + 2);
+		w->skip = 2;
+		return resp_pass(w, position + cr);
+	}
+	w->state = RESP_LINE;
+	w->learning = 0;
+	w->position = position + (left < 8 ? left : 8);
+	return left > 8 ? RESP_MORE : RESP_END;
+}
+
+/* One line or what is left of a string or line.  `requests`: these are commands. */
+RESP_INLINE int resp_step(struct resp_walker *w, const __u8 *bytes, __u32 requests)
+{
+	__u32 position = *(volatile __u32 *)&w->position, left = w->end - position, cr, count = 0, at;
+	__u64 word;
+	__u8 type, is_null = 0;
+
+	if (w->state == RESP_LOST || position > w->end)
+		return RESP_END;
+	if (w->skip)
+		return resp_pass(w, position);
+	if (!left)
+		return RESP_END;
+	word = resp_load8(bytes, position);
+	type = word & 0xff;
+	if (w->state == RESP_LINE) {
+		cr = resp_cr(word);
+		if (cr < left && cr < 8) {
+			w->state = RESP_VALUE;
+			w->skip = 2;
+			return resp_pass(w, position + cr);
+		}
+		w->position = position + (left < 8 ? left : 8);
+		return left > 8 ? RESP_MORE : RESP_END;
+	}
+	if (requests && type != (w->state == RESP_START ? '*' : '$')) {
+		resp_lose(w); /* a command that was typed, or no command at all */
+		return RESP_END;
+	}
+	if (type == '+' || type == '-' || type == ':' || type == '_' || type == '#' || type == ',' || type == '(')
+		return resp_simple(w, bytes, position, word, type);
+	if (type != '$' && type != '*' && type != '%' && type != '~' && type != '>' && type != '|' && type != '=' &&
+	    type != '!') {
+		resp_lose(w);
+		return RESP_END;
+	}
+	/* a number */
+	cr = resp_cr(word);
+	if (left < 8 && cr >= left)
+		return RESP_PARTIAL;
+	if ((word >> 8 & 0xff) == '-') {
+		is_null = 1;
+		if (cr != 3 || (word >> 16 & 0xff) != '1')
+			count = RESP_LEFT_MAX;
+	} else {
+		count = resp_number(word >> 8, cr - 1);
+		if (cr == 8) {
+			__u64 behind = resp_load8(bytes, position + 8);
+			__u32 more = resp_cr(behind);
+
+			cr = 8 + more;
+			if (cr >= left && left < 16)
+				return RESP_PARTIAL;
+			if (more > 1) { /* 100 MB and more are no string that anybody sends */
+				resp_lose(w);
+				return RESP_END;
+			}
+			count = more ? count * 10 + resp_number(behind, 1) : count;
+		}
+	}
+	at = cr + 2;
+	if (at > left)
+		return RESP_PARTIAL;
+	if (count >= RESP_LEFT_MAX || (w->state != RESP_START && w->left >= RESP_LEFT_MAX) ||
+	    (requests && (is_null || (!count && w->state != RESP_VALUE)))) {
+		resp_lose(w);
+		return RESP_END;
+	}
+	if (w->state == RESP_NAME && !resp_named(w, bytes, position + at, count))
+		return RESP_PARTIAL;
+	if (w->state == RESP_START) {
+		w->left = 1;
+		w->start = position;
+		w->silent = type == '>';
+		if (type == '!') {
+			w->errors++;
+			w->learning = 0;
+		}
+	}
+	if (w->state == RESP_NAME) {
+		resp_point(w, position, word, at + count);
+		if (at + count > 8)
+			resp_point(w, position + 8, resp_load8(bytes, position + 8), at + count - 8);
+		if (at + count > 16)
+			w->learning = 0;
+	} else {
+		resp_point(w, position, word, at);
+		if (at > 8)
+			w->learning = 0;
+	}
+	w->left--;
+	if (type == '$' || type == '=' || type == '!') {
+		w->state = RESP_VALUE;
+		w->skip = is_null ? 0 : (__u64)count + 2;
+	} else {
+		w->state = requests ? RESP_NAME : RESP_VALUE;
+		if (!is_null)
+			w->left += type == '%' ? 2 * count : type == '|' ? 2 * count + 1 : count;
+	}
+	return resp_pass(w, position + at);
+}
