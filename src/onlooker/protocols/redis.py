@@ -347,7 +347,7 @@ class RedisParser(Connection):
 
     def _commands_in(self, count: int) -> int:
         """How many commands so many bytes are, by the commands of this connection that were seen; at least one."""
-        if not self._sent_commands:
+        if not self._sent_commands or not self._sent_bytes:
             return 1
         return max(round(count * self._sent_commands / self._sent_bytes), 1)
 
