@@ -28,14 +28,15 @@
 enum abi {
 	ABI_COUNT = 0,
 	ABI_FLAG = 1,
-	ABI_RUST_RESULT = 2,
-	ABI_RUST_VECTORED = 3,
+	ABI_RUST_PAYLOAD = 2,
+	ABI_RUST_CHUNKS = 3,
 	ABI_GO_SLICE = 4,
 	ABI_GO_COPY = 5,
 	ABI_GO_READER = 6,
 	ABI_EVENT = 7,
 	ABI_SENDFILE = 8,
 	ABI_NSPR = 9,
+	ABI_RUST_ENCRYPT = 10,
 };
 
 #define COOKIE_RETURN (1ULL << 40)
@@ -108,9 +109,8 @@ struct passage {
 };
 
 /* Follow the bytes through the messages they belong to. */
-static __always_inline void passed(const struct tls_key *key, __u32 direction, const struct passage *p)
+static __always_inline void passed(struct tls_session *session, __u32 direction, const struct passage *p)
 {
-	struct tls_session *session = tls_session_make(key);
 	struct work *w;
 
 	if (!session || session->c.protocol == PROTOCOL_OTHER)
@@ -222,90 +222,272 @@ int tls_go_read(struct pt_regs *regs)
 	return 0;
 }
 
+/* Conventions by which a function writes what its third argument says, from where the second one points. */
+static __always_inline bool writes_plainly(__u64 cookie, __u32 abi)
+{
+	return COOKIE_DIRECTION(cookie) == DIRECTION_SEND &&
+	       (abi == ABI_COUNT || abi == ABI_FLAG || abi == ABI_NSPR);
+}
+
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+/* Whether a TCP socket takes so many bytes at once: the send neither waits nor fails. */
+static __always_inline bool has_room(const struct tls_session *session, __u64 length)
+{
+	struct sock *sk;
+
+	if (!session->c.addresses_known)
+		return false;
+	sk = bpf_rdonly_cast((void *)session->socket, bpf_core_type_id_kernel(struct sock));
+	return sk->__sk_common.skc_state == TCP_ESTABLISHED &&
+	       sk->sk_wmem_queued + length + TLS_SEND_SLACK < (__u64)sk->sk_sndbuf;
+}
+
+/*
+ * A write whose return need not be seen, which is the dearest part of it: a session that has written so much at once before
+ * does so again, and the socket has the room.  Then the call is over as good as at once, and all that it says is moved.
+ */
+static __always_inline bool writes_surely(const struct tls_session *session, __u64 cookie, __u32 abi, __u64 length)
+{
+	return writes_plainly(cookie, abi) && length && length <= session->trusted && !session->ahead &&
+	       has_room(session, length);
+}
+
+/* Nothing on this session will be told. */
+static __always_inline bool is_dull(const struct tls_session *session)
+{
+	return session->socket && session->c.protocol == PROTOCOL_OTHER;
+}
+
 /*
  * A call on a session begins.  What a client writes is followed now, so that it is known before the server at the other
  * end can read it.  The call may move less than it was asked to, and will be asked again with the same bytes: those were
  * dealt with.  A server's response is followed when the call is over, because that is when it has been sent.
  */
-static __always_inline bool call_begins(struct pt_regs *regs, __u64 cookie, __u32 abi, struct tls_key *key,
-					struct passage *p)
+static __always_inline bool call_begins(struct pt_regs *regs, __u64 cookie, __u32 abi, struct thread *thread,
+					const struct tls_key *key, struct tls_session *session, struct passage *p)
 {
-	struct thread *thread = current_thread(true);
-	struct tls_session *session;
-
-	if (!thread)
-		return false;
-	key->address = register_of(regs, COOKIE_REGISTER(cookie, 0));
 	thread->tls_session = key->address;
+	thread->tls_wrote = 0;
 	/* what NSPR moves may as well be no TLS: the socket's own bytes must say so */
 	thread->tls_handshake = abi == ABI_EVENT || abi == ABI_NSPR;
 	thread->tls_ahead = 0;
-	thread->tls_buffer = register_of(regs, COOKIE_REGISTER(cookie, 1));
-	thread->tls_length = register_of(regs, COOKIE_REGISTER(cookie, 2));
-	thread->tls_moved_at = register_of(regs, COOKIE_REGISTER(cookie, 3));
+	thread->tls_buffer = p->buffer;
+	thread->tls_length = p->length;
+	thread->tls_moved_at = abi == ABI_RUST_CHUNKS ? p->vectors : register_of(regs, COOKIE_REGISTER(cookie, 3));
 	if (thread->tls_socket && abi != ABI_NSPR) {
-		tls_adopt(key, thread->tls_socket);
+		if (tls_adopt(key, thread->tls_socket))
+			session = tls_session_of(key);
 		thread->tls_socket = 0;
 	}
-	if (COOKIE_DIRECTION(cookie) != DIRECTION_SEND ||
-	    (abi != ABI_COUNT && abi != ABI_FLAG && abi != ABI_RUST_RESULT && abi != ABI_NSPR))
+	if (!writes_plainly(cookie, abi))
 		return false;
-	session = abi == ABI_NSPR ? tls_session_of(key) : tls_session_make(key);
 	/* without a socket yet, it could not be said whose request it is */
-	if (!session || !session->socket || (session->c.protocol && session->c.request_direction != DIRECTION_SEND))
+	if (!session || !session->socket)
 		return false;
-	if (abi == ABI_COUNT || abi == ABI_NSPR)
-		thread->tls_length = (__u32)thread->tls_length;
+	if (session->c.protocol && session->c.request_direction != DIRECTION_SEND && !session->ahead)
+		return false;
 	thread->tls_ahead = 1;
-	if (session->ahead >= thread->tls_length)
+	if (session->ahead >= p->length)
 		return false;
-	p->buffer = thread->tls_buffer + session->ahead;
-	p->length = thread->tls_length - session->ahead;
-	session->ahead = thread->tls_length;
+	p->buffer += session->ahead;
+	p->length -= session->ahead;
+	session->ahead += p->length;
 	return true;
 }
 
-/* The call that this thread began is over: how much has it moved? */
-static __always_inline bool call_over(struct pt_regs *regs, __u32 abi, struct tls_key *key, struct passage *p)
+/* The call that this thread began is over: how much has it moved?  Gives the session, if there is something to follow. */
+static __always_inline struct tls_session *call_over(struct pt_regs *regs, __u64 cookie, __u32 abi, struct tls_key *key,
+						     struct passage *p)
 {
 	struct thread *thread = current_thread(false);
+	struct tls_session *session;
 
 	if (!thread || !thread->tls_session)
-		return false; /* it began before the probes were there */
+		return NULL; /* it began before the probes were there */
 	key->address = thread->tls_session;
 	thread->tls_session = 0;
+	if (abi == ABI_EVENT)
+		return NULL;
 	p->buffer = thread->tls_buffer;
 	if (abi == ABI_COUNT || abi == ABI_NSPR) {
 		if ((int)regs->ax > 0)
 			p->length = (__u32)regs->ax;
-		if (abi == ABI_NSPR) {
-			/* a descriptor that moved TLS over a socket while one of its calls ran; else a file, a pipe, plain text */
-			struct tls_session *session = tls_session_of(key);
-
-			if (!session || !session->socket)
-				return false;
-		}
 	} else if (abi == ABI_FLAG) {
 		if ((int)regs->ax == 1)
 			bpf_probe_read_user(&p->length, sizeof(p->length), (void *)thread->tls_moved_at);
-	} else if (abi == ABI_RUST_RESULT || abi == ABI_RUST_VECTORED) {
-		if (!(regs->ax & 1))
-			p->length = regs->dx;
-		if (abi == ABI_RUST_VECTORED)
-			p->vectors = thread->tls_length > MAX_IOVECS ? MAX_IOVECS : (__u32)thread->tls_length;
+	} else if (abi == ABI_RUST_CHUNKS) {
+		if (regs->ax <= thread->tls_length)
+			p->length = regs->ax;
+		p->vectors = (__u32)thread->tls_moved_at;
 	} else if (abi == ABI_SENDFILE) {
 		if ((__s64)regs->ax > 0)
 			p->length = regs->ax;
 		p->buffer = 0; /* the bytes come from a file */
 	}
+	if (!p->length)
+		return NULL;
+	session = tls_session_of(key);
 	if (thread->tls_ahead) {
-		struct tls_session *session = tls_session_of(key);
-
 		if (session)
 			session->ahead -= p->length < session->ahead ? p->length : session->ahead;
-		return false;
+	} else if (!session) {
+		/* a descriptor that moved TLS over a socket while one of its calls ran; else a file, a pipe, plain text */
+		return abi == ABI_NSPR ? NULL : tls_session_make(key);
 	}
-	return p->length != 0;
+	if (!session || (abi == ABI_NSPR && !session->socket))
+		return NULL;
+	if (session->inside && writes_plainly(cookie, abi) && p->length == thread->tls_length && p->length <= TLS_RECORD &&
+	    p->length > session->trusted)
+		session->trusted = (__u32)p->length;
+	if (is_dull(session))
+		thread->tls_dull = 1;
+	return thread->tls_ahead ? NULL : session;
+}
+
+/*
+ * rustls 0.23 has the plaintext of both directions pass through its CommonState, which lives inside the connection: it moves
+ * with it, and no call ends it.  A session is known by the first address at which it was met.  Which one it is now:
+ *
+ * - of what is received, by the socket: the thread has received from it right before;
+ * - of what is sent, by the address, if it was met there; else by the box that encrypts, which does not move.  That is told
+ *   by the session tickets, which are encrypted while the end of the handshake is dealt with: a request that came with it
+ *   is received at an address that is left behind right after.
+ *
+ * A session is believed as long as somebody has its socket: a connection gives its socket up before its memory.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, TLS_SESSIONS_MAX);
+	__type(key, struct tls_key); /* where it is now, or its encrypter */
+	__type(value, __u64);	     /* where it was met first */
+} rust_places SHARED_MAP;
+
+static __always_inline bool rust_lives(const struct tls_key *key)
+{
+	struct tls_session *session = tls_session_of(key);
+	struct sock *sk;
+
+	if (!session || !session->socket)
+		return false;
+	sk = (struct sock *)session->socket;
+	return BPF_CORE_READ(sk, sk_socket);
+}
+
+static __always_inline void rust_is_at(__u32 tgid, __u64 place, __u64 first)
+{
+	struct tls_key at = {.address = place, .tgid = tgid};
+
+	bpf_map_update_elem(&rust_places, &at, &first, BPF_ANY);
+}
+
+/* Turn the address of an object into that of the session, if another one is known for it. */
+static __always_inline bool rust_first(struct tls_key *key, __u64 place)
+{
+	struct tls_key at = {.address = place, .tgid = key->tgid}, first = at;
+	__u64 *known = bpf_map_lookup_elem(&rust_places, &at);
+
+	if (!known)
+		return false;
+	first.address = *known;
+	if (!rust_lives(&first))
+		return false;
+	key->address = first.address;
+	return true;
+}
+
+/* Whose is it that was received? */
+static __always_inline void rust_receives(struct tls_key *key, struct thread *thread)
+{
+	__u64 socket = thread->tls_socket, place = key->address;
+	struct tls_key *of_socket = bpf_map_lookup_elem(&tls_sockets, &socket);
+
+	if (!(flags_of(key->tgid) & PROCESS_TLS_MOVES))
+		set_flags(key->tgid, flags_of(key->tgid) | PROCESS_TLS_MOVES);
+	if (of_socket && of_socket->address && of_socket->tgid == key->tgid) {
+		key->address = of_socket->address;
+		if (place != key->address)
+			rust_is_at(key->tgid, place, key->address);
+	} else if (of_socket) {
+		struct tls_session *session = tls_session_of(key);
+
+		if (session && session->socket)
+			tls_forget(key, session->socket); /* another one was here before */
+		tls_adopt(key, socket);
+	} else {
+		rust_first(key, place);
+	}
+	if (thread->tls_writer) {
+		rust_is_at(key->tgid, thread->tls_writer, key->address);
+		thread->tls_writer = 0;
+	}
+}
+
+/* Where was it met first that is about to send?  rust_encrypts may know better. */
+static __always_inline void rust_begins(struct tls_key *key)
+{
+	struct tls_session *session;
+
+	if (!(flags_of(key->tgid) & PROCESS_TLS_MOVES))
+		set_flags(key->tgid, flags_of(key->tgid) | PROCESS_TLS_MOVES);
+	if (rust_lives(key) || rust_first(key, key->address))
+		return;
+	session = tls_session_of(key);
+	if (session && session->socket)
+		tls_forget(key, session->socket);
+}
+
+/* <... as MessageEncrypter>::encrypt: of the session that sends, or of tickets. */
+static __always_inline void rust_encrypts(struct tls_key *key, struct thread *thread, __u64 writer)
+{
+	if (!thread->tls_session) {
+		thread->tls_writer = writer;
+		return;
+	}
+	key->address = thread->tls_session;
+	if (!rust_lives(key) && rust_first(key, writer))
+		thread->tls_session = key->address;
+	else
+		rust_is_at(key->tgid, writer, key->address);
+}
+
+#define RUST_BORROWED (1ULL << 63) /* where an owned vector has its capacity, which is never as large */
+
+/* CommonState::take_received_plaintext(&mut self, Payload): a slice, or a vector of which the capacity comes first. */
+static __always_inline bool rust_received(struct pt_regs *regs, __u64 cookie, struct passage *p)
+{
+	__u64 payload[3];
+
+	if (bpf_probe_read_user(payload, sizeof(payload), (void *)register_of(regs, COOKIE_REGISTER(cookie, 1))))
+		return false;
+	if ((payload[0] != RUST_BORROWED && payload[0] < payload[2]) || payload[2] > TLS_RECORD)
+		return false; /* not what this was written for */
+	p->buffer = payload[1];
+	p->length = payload[2];
+	return true;
+}
+
+/*
+ * CommonState::send_appdata_encrypt(&mut self, OutboundChunks, ..): the address of a list of slices, how many they are, and
+ * where in them to begin and to end; or nothing, and one slice.
+ */
+static __always_inline void rust_sends(struct pt_regs *regs, __u64 cookie, struct passage *p)
+{
+	__u64 chunks[4];
+
+	p->buffer = p->length = 0;
+	if (bpf_probe_read_user(chunks, sizeof(chunks), (void *)register_of(regs, COOKIE_REGISTER(cookie, 1))))
+		return;
+	if (!chunks[0]) {
+		p->buffer = chunks[1];
+		p->length = chunks[2];
+		return;
+	}
+	p->length = chunks[3] - chunks[2];
+	if (!chunks[2]) { /* it is always so; else the bytes are counted, not read */
+		p->buffer = chunks[0];
+		p->vectors = chunks[1] > 0xffff ? 0xffff : (__u32)chunks[1];
+	}
 }
 
 /* A goroutine has plaintext to read, or writes some: all of it will be sent, or the connection is broken. */
@@ -342,28 +524,96 @@ static __always_inline bool go_passes(struct pt_regs *regs, __u64 cookie, __u32 
 
 /*
  * A call on a session begins, or is over.  One program for all conventions, because the engine behind it is what takes the
- * verifier's time.
+ * verifier's time.  `choosy`: the kernel lets a call's beginning say whether its return matters.
+ *
+ * Gives 1 if it does not.
  */
+static __always_inline int on_call(struct pt_regs *regs, __u64 cookie, bool returns, bool choosy)
+{
+	__u32 abi = COOKIE_ABI(cookie);
+	struct tls_session *session = NULL;
+	struct passage p = {};
+	struct tls_key key;
+	bool passes = false;
+	int unneeded = 0;
+
+	if (!begin(&key))
+		return 1;
+	if (abi == ABI_GO_SLICE || abi == ABI_GO_COPY || abi == ABI_GO_READER) {
+		passes = go_passes(regs, cookie, abi, &key, &p);
+		if (passes && p.length)
+			session = tls_session_make(&key);
+		unneeded = 1;
+	} else if (abi == ABI_RUST_PAYLOAD) {
+		struct thread *thread = current_thread(true);
+
+		key.address = register_of(regs, COOKIE_REGISTER(cookie, 0));
+		if (thread && rust_received(regs, cookie, &p)) {
+			rust_receives(&key, thread);
+			session = tls_session_make(&key);
+			passes = true;
+		}
+		unneeded = 1;
+	} else if (abi == ABI_RUST_ENCRYPT) {
+		struct thread *thread = current_thread(true);
+
+		if (thread)
+			rust_encrypts(&key, thread, register_of(regs, COOKIE_REGISTER(cookie, 1)));
+		unneeded = 1;
+	} else if (returns) {
+		session = call_over(regs, cookie, abi, &key, &p);
+		passes = session;
+	} else {
+		bool writes = writes_plainly(cookie, abi) && abi != ABI_NSPR;
+		struct thread *thread = current_thread(true);
+
+		if (!thread)
+			return 0;
+		key.address = register_of(regs, COOKIE_REGISTER(cookie, 0));
+		p.buffer = register_of(regs, COOKIE_REGISTER(cookie, 1));
+		p.length = register_of(regs, COOKIE_REGISTER(cookie, 2));
+		if (abi == ABI_COUNT || abi == ABI_NSPR)
+			p.length = (__u32)p.length;
+		if (abi == ABI_RUST_CHUNKS) {
+			rust_begins(&key);
+			rust_sends(regs, cookie, &p);
+		}
+		if (writes)
+			session = tls_session_make(&key);
+		else if (abi == ABI_NSPR || (choosy && thread->tls_dull && abi != ABI_EVENT))
+			session = tls_session_of(&key);
+		if (choosy && session && abi != ABI_NSPR) {
+			if (is_dull(session))
+				return 1;
+			if (writes && writes_surely(session, cookie, abi, p.length)) {
+				thread->tls_wrote = key.address;
+				thread->tls_length = p.length;
+				passes = true;
+				unneeded = 1;
+			}
+		}
+		if (!unneeded)
+			passes = call_begins(regs, cookie, abi, thread, &key, session, &p);
+	}
+	if (passes && p.length)
+		passed(session, COOKIE_DIRECTION(cookie), &p);
+	return unneeded;
+}
+
 SEC("uprobe")
 int tls_call(struct pt_regs *regs)
 {
 	__u64 cookie = bpf_get_attach_cookie(regs);
-	__u32 abi = COOKIE_ABI(cookie);
-	struct passage p = {};
-	struct tls_key key;
-	bool passes;
 
-	if (!begin(&key))
-		return 0;
-	if (abi == ABI_GO_SLICE || abi == ABI_GO_COPY || abi == ABI_GO_READER)
-		passes = go_passes(regs, cookie, abi, &key, &p);
-	else if (cookie & COOKIE_RETURN)
-		passes = call_over(regs, abi, &key, &p);
-	else
-		passes = call_begins(regs, cookie, abi, &key, &p);
-	if (passes && p.length)
-		passed(&key, COOKIE_DIRECTION(cookie), &p);
+	on_call(regs, cookie, cookie & COOKIE_RETURN, false);
 	return 0;
+}
+
+/* The same for kernels that run one program at both ends of a call ("uprobe session", 6.13). */
+SEC("uprobe")
+int tls_both(struct pt_regs *regs)
+{
+	return on_call(regs, bpf_get_attach_cookie(regs), regs->ip != bpf_get_func_ip(regs), true);
 }
 
 /* The dynamic loader calls a function that does nothing when it has loaded a library: `_dl_debug_state`. */

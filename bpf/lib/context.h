@@ -17,11 +17,13 @@ struct thread {
 	__u8 handed_out;	/* the context became somebody's parent: it must not change any more */
 	__u8 tls_handshake;	/* the call on tls_session moves no plaintext */
 	__u8 tls_ahead;		/* what it moves was followed when it began */
-	__u8 pad;
+	__u8 tls_dull;	/* it has met a session of which nothing is told */
 	__u64 tls_session;	/* of a TLS library, whose call this thread is in; 0: in none */
 	__u64 tls_buffer;	/* arguments of that call */
 	__u64 tls_length;
 	__u64 tls_moved_at;
+	__u64 tls_writer;	/* rustls: what has encrypted since the thread received, outside of such calls */
+	__u64 tls_wrote;	/* the session of its newest call, if that wrote and its return is not waited for */
 	__u64 tls_socket;	/* with TLS, from which the thread has just received outside of such calls */
 #ifdef ONLOOKER_OLD_KERNEL
 	__u64 start_boot_ns;	/* tells a thread from a later one with the same id */

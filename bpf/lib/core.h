@@ -176,6 +176,10 @@ static __always_inline void join_tls(struct connection *c, struct sock *sk, __u3
 static __always_inline void tls_forget_socket(struct sock *sk)
 {
 }
+
+static __always_inline void tls_unsent(struct sock *sk)
+{
+}
 #else
 /* What a thread moves inside a call that moves plaintext is ciphertext, whatever it looks like. */
 static __always_inline void expect_tls(struct connection *c)
@@ -196,6 +200,13 @@ static __always_inline void join_tls(struct connection *c, struct sock *sk, __u3
 	__u64 socket = (__u64)sk;
 	struct thread *thread;
 
+	if (flags_of(key.tgid) & PROCESS_TLS_MOVES) {
+		thread = current_thread(true);
+		if (thread) {
+			thread->tls_socket = direction == DIRECTION_RECEIVE ? socket : 0;
+			thread->tls_writer = 0;
+		}
+	}
 	if (c->tls)
 		return;
 	if (!c->exchanges[CURRENT].tgid) {
@@ -211,7 +222,7 @@ static __always_inline void join_tls(struct connection *c, struct sock *sk, __u3
 		return;
 	if (thread->tls_session) {
 		key.address = thread->tls_session;
-		tls_bind(&key, socket);
+		tls_bind(&key, socket, true);
 		c->tls = TLS_JOINED;
 		return;
 	}
@@ -265,8 +276,11 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 		return 0;
 	if (result <= 0 && vectors_used)
 		end_messages(current_thread(false));
-	if (result == -EAGAIN)
+	if (result == -EAGAIN) {
+		if (direction == DIRECTION_SEND && flags_of(tgid) & PROCESS_TLS)
+			tls_unsent(sk);
 		return 0;
+	}
 	if (flags & (MSG_PEEK | MSG_ERRQUEUE) && direction == DIRECTION_RECEIVE)
 		return 0;
 	family = KERNEL_FIELD(sk, __sk_common.skc_family);

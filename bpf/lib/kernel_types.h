@@ -145,6 +145,8 @@ struct sock {
 	int sk_err;
 	__u8 sk_shutdown;
 	struct sk_buff_head sk_receive_queue;
+	int sk_wmem_queued;
+	int sk_sndbuf;
 	__u16 sk_type;
 	__u16 sk_protocol;
 };

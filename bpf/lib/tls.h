@@ -17,7 +17,9 @@ struct tls_key {
 struct tls_session {
 	struct connection c;
 	__u64 socket; /* 0: not known */
-	__u64 ahead;  /* bytes that a client was asked to write, were followed, and are not yet written */
+	__u64 ahead;  /* bytes that the library was asked to write, were followed, and are not yet written */
+	__u32 inside; /* the library moves the socket's bytes by itself, inside its calls */
+	__u32 trusted; /* a write of so many bytes, or of fewer, writes all of them: it was seen to */
 };
 
 /* Sessions are deleted with their socket, or when the library frees them; user space sweeps after dead processes. */
@@ -135,6 +137,26 @@ static __always_inline void tls_count_opaque(struct connection *c, bool failed)
 	__sync_fetch_and_add(&o->duration_ns, bpf_ktime_get_ns() - c->exchanges[CURRENT].start_mono_ns);
 }
 
+/*
+ * A send on a socket found no room.  If it belongs to a write that was believed to have it, the write will be asked for
+ * again, with bytes that were dealt with.
+ */
+static __always_inline void tls_unsent(struct sock *sk)
+{
+	struct tls_key key = {.tgid = bpf_get_current_pid_tgid() >> 32};
+	struct thread *thread = current_thread(false);
+	struct tls_session *session;
+
+	if (!thread || !thread->tls_wrote)
+		return;
+	key.address = thread->tls_wrote;
+	session = tls_session_of(&key);
+	if (!session || session->socket != (__u64)sk)
+		return;
+	session->ahead = thread->tls_length;
+	thread->tls_wrote = 0;
+}
+
 static __always_inline void tls_forget_socket(struct sock *sk)
 {
 	__u64 socket = (__u64)sk;
@@ -167,7 +189,7 @@ static __always_inline void tls_learn(struct connection *c, __u64 socket)
 }
 
 /* Join a session to its socket.  A session that had another socket is a new one at the same address. */
-static __always_inline void tls_bind(const struct tls_key *key, __u64 socket)
+static __always_inline void tls_bind(const struct tls_key *key, __u64 socket, bool inside)
 {
 	struct tls_session *session = tls_session_of(key);
 
@@ -180,6 +202,7 @@ static __always_inline void tls_bind(const struct tls_key *key, __u64 socket)
 	if (!session)
 		return;
 	session->socket = socket;
+	session->inside = inside;
 	tls_learn(&session->c, socket);
 	bpf_map_update_elem(&tls_sockets, &socket, key, BPF_ANY);
 }
@@ -195,6 +218,6 @@ static __always_inline bool tls_adopt(const struct tls_key *key, __u64 socket)
 	session = tls_session_of(key);
 	if (session && session->socket)
 		return false;
-	tls_bind(key, socket);
+	tls_bind(key, socket, false);
 	return true;
 }

@@ -89,7 +89,7 @@ def test_a_client_is_seen_before_its_encryption(onlooker: Agent, name: str) -> N
     with zoo.server(zoo_tls.SERVERS["python-http-server"]) as server:
         onlooker.wait_watched(server.tree())
         for seed, mode in enumerate(MODES.get(name, zoo.CLIENTS[name].modes)):
-            count = REQUESTS if mode == "keepalive" else REQUESTS // 4
+            count = REQUESTS
             plan = truth.plan(seed + 10, count, pages=server.spec.pages, run=f"{mode}-{name}")
             with zoo.client(zoo_tls.client(name), server.port, plan, keep_alive=mode == "keepalive") as client:
                 pids = zoo.process_tree(client.pid)

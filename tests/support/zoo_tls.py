@@ -53,6 +53,18 @@ def _own(name: str, **changes: object) -> ServerSpec:
     return replace(plain, programs=_told(plain.programs), **changes)  # type: ignore[arg-type]
 
 
+def _rustls(plain: ServerSpec) -> ServerSpec:
+    """The same program, with rustls instead of OpenSSL."""
+
+    def programs(place: Place) -> Mapping[str, Sequence[str]]:
+        return {
+            name: [*_server_environment(), "ZOO_TLS_LIBRARY=rustls", *command]
+            for name, command in plain.programs(place).items()
+        }
+
+    return replace(plain, name="rust-rustls", programs=programs)
+
+
 def _nginx(place: Place) -> Mapping[str, Sequence[str]]:
     made, key = certificate()
     return zoo._nginx(place, TLS=f" ssl;\n        ssl_certificate {made};\n        ssl_certificate_key {key}")
@@ -108,6 +120,7 @@ SERVERS: Mapping[str, ServerSpec] = {
         _own("node-http"),
         _own("go-net-http"),
         _own("rust-hyper"),
+        _rustls(PLAIN_SERVERS["rust-hyper"]),
         replace(PLAIN_SERVERS["ruby-puma"], programs=_puma),
         _own("ruby-webrick"),
         replace(
@@ -131,5 +144,5 @@ def client(name: str) -> ClientSpec:
 
 CLIENTS = (
     "curl", "python-requests", "python-urllib3", "python-httpx", "python-aiohttp", "node-http", "node-fetch",
-    "go-net-http", "ruby-net-http",
+    "go-net-http", "ruby-net-http", "rust-reqwest",
 )  # fmt: skip

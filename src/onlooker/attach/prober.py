@@ -28,7 +28,7 @@ from typing import Final
 from onlooker.attach.elf import ElfFile
 from onlooker.attach.maps import mapped_files, open_paths
 from onlooker.attach.registry import Closeable, ProbeRegistry, ProgramFds, Programs, close_all, library_attacher
-from onlooker.attach.tls import Abi, TlsCatalog, TlsFunction, TlsKind, TlsLibrary
+from onlooker.attach.tls import Abi, TlsCatalog, TlsFunction, TlsLibrary
 from onlooker.errors import AgentError
 from onlooker.kernel import uprobe
 
@@ -47,11 +47,6 @@ OPEN_FILES: Final = 65536
 NO_LIBRARY: Final = "no TLS library is known in it"
 
 _LOADER: Final = re.compile(r"ld-(linux|musl|\d)|ld\.so|ld64")
-
-UNFOLLOWED: Final = {
-    TlsKind.RUSTLS: "rustls reads and writes by two objects that have no address in common: they cannot be joined",
-}
-"""Libraries whose functions are found, but whose plaintext would be put together wrongly."""
 
 ENDS_SESSION: Final = frozenset({"SSL_free", "gnutls_deinit", "PR_Close"})
 
@@ -92,10 +87,8 @@ def outlook_of(pid: int, libraries: Sequence[TlsLibrary]) -> list[Outlook]:
             pid,
             f"{library.kind.value} {library.version}".strip(),
             library.path,
-            library.visible and library.kind not in UNFOLLOWED,
-            UNFOLLOWED.get(library.kind)
-            or library.reason
-            or ("" if library.visible else "not all of its functions were found"),
+            library.visible,
+            library.reason or ("" if library.visible else "not all of its functions were found"),
         )
         for library in libraries
     ]
@@ -112,21 +105,19 @@ def sentences(pid: int, catalog: TlsCatalog) -> list[str]:
 
 def program_chooser(fds: Mapping[str, int]) -> Programs:
     """Which programs of ``bpf/tls.bpf.c`` a function gets."""
+    both = fds.get("tls_both")
+    call = ProgramFds(session=both) if both is not None else ProgramFds(fds["tls_call"], fds["tls_call"])
 
     def choose(function: TlsFunction) -> ProgramFds | None:
         match function.abi:
             case Abi.EVENT:
                 if function.name in ENDS_SESSION:
                     return ProgramFds(fds["tls_free"])
-                if function.returns is not None:
-                    return ProgramFds(fds["tls_call"], fds["tls_call"])
-                return None
+                return call if function.returns is not None else None
             case Abi.GO_SLICE if function.name.endswith("Read"):
                 return ProgramFds(fds["tls_go_read"])
-            case Abi.GO_SLICE | Abi.GO_COPY | Abi.GO_READER:
-                return ProgramFds(fds["tls_call"])
             case _:
-                return ProgramFds(fds["tls_call"], fds["tls_call"])
+                return call
 
     return choose
 
@@ -318,7 +309,7 @@ class Prober:
         try:
             libraries = tuple(self._catalog.libraries(pid))
             process.libraries = libraries
-            wanted = [library for library in libraries if library.functions and library.kind not in UNFOLLOWED]
+            wanted = [library for library in libraries if library.functions]
             if (wanted or process.probed) and self._ready():
                 assert self.registry is not None
                 self.registry.watch(pid, wanted)

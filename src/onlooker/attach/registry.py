@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
+from onlooker.attach.sites import Site
 from onlooker.attach.tls import Abi, Direction, TlsFunction, TlsLibrary
 from onlooker.errors import AttachError
 from onlooker.kernel import uprobe
@@ -37,12 +38,12 @@ class ProgramFds:
     """Descriptors of the programs for one kind of function.
 
     Attributes:
-        entry: Runs where the arguments are seen.
+        entry: Runs where the arguments are seen; not needed with ``session``.
         returned: Runs where the return is seen; None if the kind has none.
-        session: Runs at both, where the kernel has that; used instead of the two if both sites are one place.
+        session: Runs at both, where the kernel has that; used instead of the two.
     """
 
-    entry: int
+    entry: int | None = None
     returned: int | None = None
     session: int | None = None
 
@@ -51,13 +52,14 @@ Programs = Callable[[TlsFunction], ProgramFds | None]
 Attacher = Callable[[TlsLibrary, int], Sequence[Closeable]]
 
 
-def cookie_of(function: TlsFunction) -> int:
+def cookie_of(function: TlsFunction, site: Site | None = None) -> int:
     """What a program needs to know about a place, as one number.
 
     Bits 0-7 `ABI_NUMBERS`, 8-15 `DIRECTION_NUMBERS`, then four bits for each of the first four arguments: the number of
     the register that holds it at the place (4, the stack pointer, for none). A return probe has `COOKIE_RETURN` too.
+    The place is where the arguments are seen, if no other is given.
     """
-    registers = (*function.arguments.registers[:4], *[_NO_REGISTER] * 4)[:4]
+    registers = (*(site or function.arguments).registers[:4], *[_NO_REGISTER] * 4)[:4]
     packed = sum(number << 16 + 4 * place for place, number in enumerate(registers))
     return ABI_NUMBERS[function.abi] | DIRECTION_NUMBERS[function.direction] << 8 | packed
 
@@ -72,13 +74,16 @@ def library_attacher(programs: Programs, features: uprobe.Features) -> Attacher:
             if fds is None:
                 continue
             site, back = function.arguments, function.returns
-            if fds.session is not None and back is not None and back.offset == site.offset and features.session:
-                wanted.append((fds.session, False, True, site.offset, cookie))
+            if fds.session is not None:
+                # One breakpoint for both: where the return can be seen, the arguments are still in registers.
+                both = back or site
+                wanted.append((fds.session, False, True, both.offset, cookie_of(function, both)))
                 continue
             # The return first: a call that begins in between has its return seen without its entry, not the reverse.
             if back is not None and fds.returned is not None:
                 wanted.append((fds.returned, True, False, back.offset, cookie | COOKIE_RETURN))
-            wanted.append((fds.entry, False, False, site.offset, cookie))
+            if fds.entry is not None:
+                wanted.append((fds.entry, False, False, site.offset, cookie))
         links: list[Closeable] = []
         try:
             for (program, returns, session), rows in groupby(sorted(wanted, key=_order), key=lambda row: row[:3]):

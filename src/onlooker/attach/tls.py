@@ -11,7 +11,7 @@ import enum
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from onlooker.attach import golang
@@ -51,14 +51,15 @@ class Abi(enum.Enum):
 
     COUNT = "count"  # connection 0, buffer 1, length 2; returns the bytes moved, or what is not positive
     FLAG = "flag"  # connection 0, buffer 1, length 2, size_t *moved 3; returns 1 if it moved something
-    RUST_RESULT = "rust_result"  # connection 0, buffer 1, length 2; returns 0 in rax and the bytes moved in rdx
-    RUST_VECTORED = "rust_vectored"  # connection 0, iovec 1, iovec count 2; returns as above
+    RUST_PAYLOAD = "rust_payload"  # connection 0, *Payload 1: plaintext that was received; no return needed
+    RUST_CHUNKS = "rust_chunks"  # connection 0, *OutboundChunks 1; returns the bytes taken
     GO_SLICE = "go_slice"  # connection 0, buffer 1, length 2, goroutine in r14; no return probe
     GO_COPY = "go_copy"  # destination 0, plaintext 1, length 2: plaintext of the goroutine's current read
     GO_READER = "go_reader"  # *bytes.Reader 0, buffer 1, capacity 2: the same, before it is copied
     EVENT = "event"  # connection 0; moves nothing
     SENDFILE = "sendfile"  # connection 0, file 1, offset 2, length 3; returns the bytes moved, which are in no buffer
     NSPR = "nspr"  # as COUNT, of a descriptor that may be anything: TLS if a socket under it moves TLS meanwhile
+    RUST_ENCRYPT = "rust_encrypt"  # encrypter 1; moves nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +150,13 @@ _NEVER = re.compile(
     r"(ld-linux|ld-musl|libc[.-]|libm[.-]|libdl[.-]|librt[.-]|libpthread|libgcc_s|libstdc\+\+|libz[.-]|libresolv"
     r"|libnss_|libcrypto[.-]|libicu|liblzma|libbz2|libzstd|libexpat|libffi|libtinfo|libreadline|libuuid|linux-vdso)"
 )
-# Both ways in which rustc writes names: with the crate's paths spelled out, and "v0".
-_RUST_FUNCTIONS: tuple[tuple[str, Direction, Abi, bytes, tuple[bytes, ...]], ...] = tuple(
-    (name, direction, abi, parts[1], parts)
-    for name, direction, abi, kind, method in (
-        ("Reader::read", Direction.READ, Abi.RUST_RESULT, b"Reader", (b"Read", b"4read")),
-        ("Writer::write", Direction.WRITE, Abi.RUST_RESULT, b"Writer", (b"Write", b"5write")),
-        ("Writer::write_vectored", Direction.WRITE, Abi.RUST_VECTORED, b"Writer", (b"Write", b"14write_vectored")),
-    )
-    for parts in (
-        (b"_ZN", b"$LT$rustls..conn..", kind, b"$u20$as$u20$std..io..", method[0] + b"$GT$" + method[1] + b"17h"),
-        (b"_RNvX", b"6rustls4conn", b"6" + kind, b"2io", method[0] + method[1]),
-    )
-)
+# What both ways in which rustc writes names have in common.
+_RUST_RECEIVED = (b"_", b"6rustls12common_state", b"11CommonState23take_received_plaintext")
+_RUST_SENDS = (b"_", b"6rustls12common_state", b"11CommonState20send_appdata_encrypt")
+_RUST_ENCRYPTS = (b"_", b"MessageEncrypter", b"7encrypt")
+_RUST_TRAFFIC = (b"_", b"rustls", b"ExpectTraffic", b"common_state", b"State", b"6handle")
+_RUST_LAYOUTS = ("0.23",)
+"""Of rustls whose types are known as ``bpf/tls.bpf.c`` reads them."""
 _NSS_ABOVE = frozenset({"libssl3.so", "libxul.so"})
 """What speaks TLS on top of NSPR."""
 _OPENSSL_VERSION = re.compile(rb"OpenSSL \d+\.\d+\.\d+[a-z]{0,2}")
@@ -450,20 +445,48 @@ def _go(elf: ElfFile, chooser: SiteChooser) -> list[Finding]:
 def _rustls(elf: ElfFile, chooser: SiteChooser) -> list[Finding]:
     if not elf.has_static_symbols:
         return []
-    functions: dict[str, TlsFunction] = {}
-    for name, direction, abi, needle, parts in _RUST_FUNCTIONS:
-        # One function per compilation unit and version of the crate that is linked in.
-        for number, symbol in enumerate(elf.find_matching(needle, parts, limit=8)):
-            function = _pair(chooser, symbol, direction, abi, 3)
-            if function is not None:
-                functions.setdefault(f"{name}#{number}" if number else name, function)
-    if not functions:
-        return []
-    directions = {function.direction for function in functions.values()}
-    missing = {Direction.READ, Direction.WRITE} - directions
-    reason = f"the compiler left no function of its own for: {', '.join(d.value for d in missing)}" if missing else ""
+    received, sends = (elf.find_matching(parts[-1], parts, limit=8) for parts in (_RUST_RECEIVED, _RUST_SENDS))
     version = elf.find_text(_RUSTLS_VERSION).removeprefix("rustls-")
-    return [Finding(TlsKind.RUSTLS, version, functions, not missing, reason)]
+    if not received and not sends and not version:
+        return []
+    reason = _rustls_unknown(elf, chooser, received, sends, version)
+    if reason:
+        return [Finding(TlsKind.RUSTLS, version, reason=reason)]
+    functions: dict[str, TlsFunction] = {}
+    entry = chooser.choose(received[0], Need.ARGUMENTS, arguments=2)
+    if entry is not None:
+        functions["received"] = TlsFunction("received", ("received",), Direction.READ, Abi.RUST_PAYLOAD, entry)
+    written = _pair(chooser, sends[0], Direction.WRITE, Abi.RUST_CHUNKS, 2)
+    if written is not None:
+        functions["sends"] = replace(written, name="sends", covers=("sends",))
+    visible = len(functions) == 2
+    for number, symbol in enumerate(elf.find_matching(_RUST_ENCRYPTS[-1], _RUST_ENCRYPTS, limit=16)):
+        site = chooser.choose(symbol, Need.ARGUMENTS, arguments=2)
+        if site is not None and "InvalidMessageEncrypter" not in symbol.name:  # what stands for none
+            name = f"encrypts#{number}"
+            functions[name] = TlsFunction(name, (name,), Direction.NONE, Abi.RUST_ENCRYPT, site)
+    return [Finding(TlsKind.RUSTLS, version, functions, visible)]
+
+
+def _rustls_unknown(
+    elf: ElfFile, chooser: SiteChooser, received: Sequence[Symbol], sends: Sequence[Symbol], version: str
+) -> str:
+    """Why plaintext of rustls cannot be seen where it passes in the versions that are known; empty if it can."""
+    if not received or not sends:
+        missing = " and ".join(name for name, found in (("reads", received), ("writes", sends)) if not found)
+        return f"the compiler left no function of its own that {missing}"
+    if len(received) > 1 or len(sends) > 1:
+        return "several versions of rustls are linked in"
+    if not version.startswith(_RUST_LAYOUTS):
+        said = f"of version {version}" if version else "of a version that the file does not tell"
+        return f"it is {said}, and its types are known for {', '.join(_RUST_LAYOUTS)} only"
+    handlers = elf.find_matching(_RUST_TRAFFIC[2], _RUST_TRAFFIC, limit=16)
+    apart = [
+        handler for handler in handlers if all(call.target != received[0].address for call in chooser.calls(handler))
+    ]
+    if apart or not handlers:
+        return "the compiler put what reads into its callers, in part or in whole"
+    return ""
 
 
 def _static_without_symbols(elf: ElfFile) -> list[Finding]:

@@ -14,9 +14,12 @@ from typing import Final
 from onlooker.capture.capture import Capture
 from onlooker.errors import LoadError
 from onlooker.kernel.object import Object, built_object
-from onlooker.kernel.uprobe import Features
+from onlooker.kernel.uprobe import ATTACH_UPROBE_SESSION, Features
 
-TLS_PROGRAMS: Final = ("tls_call", "tls_free", "tls_go_read", "tls_loaded")
+TLS_PROGRAMS: Final = ("tls_free", "tls_go_read", "tls_loaded")
+CALL_PROGRAM: Final = "tls_call"
+SESSION_PROGRAM: Final = "tls_both"
+"""Does the work of `CALL_PROGRAM` where the kernel runs one program at both ends of a call, and for less."""
 _OPAQUE: Final = struct.Struct("<5Q")  # struct tls_opaque of bpf/lib/tls.h
 _KEYS_LIMIT: Final = 1 << 16  # a walk over a map that changes meanwhile may begin again
 _KEY: Final = 16  # struct tls_key of bpf/lib/tls.h: address, tgid
@@ -47,16 +50,20 @@ class TlsPrograms:
             LoadError: this kernel or this build has no room for them; the message says which.
         """
         loaded = Object(built_object(old=self._capture.old))
+        on_calls = SESSION_PROGRAM if features.session else CALL_PROGRAM
+        wanted = (on_calls, *TLS_PROGRAMS)
         try:
-            if TLS_PROGRAMS[0] not in loaded.programs or not self._capture.object.has_map("tls_sessions"):
+            if on_calls not in loaded.programs or not self._capture.object.has_map("tls_sessions"):
                 raise LoadError("TLS is looked into on x86-64 and Linux 5.15 or newer only")
-            loaded.only_programs(set(TLS_PROGRAMS))
-            loaded.set_attach_type(TLS_PROGRAMS, features.attach_type)
+            loaded.only_programs(set(wanted))
+            loaded.set_attach_type(wanted, features.attach_type)
+            if features.session:
+                loaded.set_attach_type((SESSION_PROGRAM,), ATTACH_UPROBE_SESSION)
             for name, value in self._capture.object.constants.items():
                 loaded.set_constant(name, value)
             loaded.share_maps(self._capture.object)
             loaded.load()
-            descriptors = {name: loaded.program_fd(name) for name in TLS_PROGRAMS}
+            descriptors = {name: loaded.program_fd(name) for name in wanted}
             loaded.settle()
         except LoadError:
             loaded.close()

@@ -15,7 +15,7 @@ from onlooker.attach.tls import Abi, TlsFunction
 from onlooker.kernel import uprobe
 
 HERE = Path(__file__).parent
-_ABI = {Abi.COUNT: 0, Abi.FLAG: 1, Abi.RUST_RESULT: 2}
+_ABI = {Abi.COUNT: 0, Abi.FLAG: 1}
 
 
 @dataclass

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onlooker.attach.registry import ABI_NUMBERS, ProbeRegistry, cookie_of
+from onlooker.attach.registry import (
+    ABI_NUMBERS,
+    COOKIE_RETURN,
+    ProbeRegistry,
+    ProgramFds,
+    cookie_of,
+    library_attacher,
+)
 from onlooker.attach.sites import Need, Place, Site
 from onlooker.attach.tls import Abi, Direction, TlsFunction, TlsKind, TlsLibrary
 from onlooker.attach.x86 import Price
 from onlooker.errors import AttachError
+from onlooker.kernel import uprobe
 
 
 def a_site(registers: tuple[int, ...] = (7, 6, 2), offset: int = 0x10) -> Site:
@@ -120,3 +129,29 @@ def test_links_are_exactly_those_of_the_last_word_on_each_process(steps: list[tu
 def test_cookies_tell_abi_direction_and_registers(abi: Abi, registers: tuple[int, ...], packed: int) -> None:
     function = TlsFunction("f", ("f",), Direction.WRITE, abi, a_site(registers))
     assert cookie_of(function) == ABI_NUMBERS[abi] | 1 << 8 | packed << 16
+
+
+@pytest.mark.parametrize("session", [False, True])
+def test_where_a_function_is_probed(monkeypatch: pytest.MonkeyPatch, session: bool) -> None:
+    """Entry and return by two programs at places of their own; or by one, where the return is seen."""
+    made: list[tuple[int, list[int], list[int], bool, bool]] = []
+
+    def attach(program: int, file: str, offsets: list[int], **more: Any) -> uprobe.UprobeLink:
+        made.append((program, offsets, more["cookies"], more["returns"], more["session"]))
+        return uprobe.UprobeLink(file, 1)
+
+    monkeypatch.setattr(uprobe, "attach", attach)
+    entry, back = a_site((1, 2, 3), offset=0x20), replace(a_site((7, 6, 2), offset=0x10), need=Need.RETURN)
+    function = TlsFunction("SSL_read", ("SSL_read",), Direction.READ, Abi.COUNT, entry, back)
+    lonely = TlsFunction("written", ("written",), Direction.WRITE, Abi.GO_SLICE, entry)
+    library = replace(a_library(1), functions={"SSL_read": function, "written": lonely})
+    programs = ProgramFds(session=9) if session else ProgramFds(entry=7, returned=8)
+    library_attacher(lambda function: programs, uprobe.Features(True, session, True))(library, 1)
+    if session:
+        assert made == [(9, [0x10, 0x20], [cookie_of(function, back), cookie_of(lonely)], False, True)]
+    else:
+        assert made == [
+            (8, [0x10], [cookie_of(function) | COOKIE_RETURN], True, False),
+            (7, [0x20, 0x20], sorted([cookie_of(function), cookie_of(lonely)]), False, False),
+        ]
+    assert cookie_of(function) != cookie_of(function, back)

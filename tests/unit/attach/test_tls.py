@@ -143,6 +143,73 @@ def test_boringssl_is_told_by_what_only_it_has(tmp_path: Path) -> None:
     assert (finding.kind, finding.visible) == (TlsKind.BORINGSSL, True)
 
 
+_RUST_LEGACY = {
+    "received": "_ZN6rustls12common_state11CommonState23take_received_plaintext17h0123456789abcdefE",
+    "sends": "_ZN6rustls12common_state11CommonState20send_appdata_encrypt17h0123456789abcdefE.llvm.123",
+    "handle": "_ZN99_$LT$rustls..server..tls13..ExpectTraffic$u20$as$u20$rustls..common_state..State$GT$6handle17h01E",
+    "encrypt": "_ZN88_$LT$ring..Tls13MessageEncrypter$u20$as$u20$rustls..MessageEncrypter$GT$7encrypt17h01E",
+}
+_RUST_V0 = {
+    "received": "_RNvMs_NtCs1_6rustls12common_stateNtB4_11CommonState23take_received_plaintext",
+    "sends": "_RNvMs_NtCs1_6rustls12common_stateNtB4_11CommonState20send_appdata_encrypt",
+    "handle": "_RNvXs_NtNtCs1_6rustls6server5tls13NtB4_13ExpectTrafficINtNtB6_12common_state5StateE6handle",
+    "encrypt": "_RNvXs_NtNtCs1_6rustls4ring5tls13NtB4_21Tls13MessageEncrypterNtNtB6_6cipher16MessageEncrypter7encrypt",
+}
+
+
+def _rust_program(
+    directory: Path, names: dict[str, str], *, version: str = "rustls-0.23.46", inlined: bool = False
+) -> Path:
+    """A file with the functions of rustls under their mangled names, and a handler that calls what receives."""
+    body = '{{ extern int printf(const char *, ...); return printf("%p%p", s, b); }}\n'
+    source = f'const char *version(void) {{ return "/registry/{version}/src/conn.rs"; }}\n'
+    for name, mangled in names.items():
+        called = "received(s, b)" if not inlined else "0"
+        text = body if name != "handle" else f"{{{{ return {called} + 1; }}}}\n"
+        source += f'int {name}(void *s, void *b) __asm__("{mangled}");\n'
+        source += f"int {name}(void *s, void *b) " + text.format()
+    return _compile(directory, "librust.so", source, "-fno-inline", "-Wl,-Bsymbolic", "-fno-semantic-interposition",
+                    "-fno-optimize-sibling-calls")  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [_RUST_LEGACY, _RUST_V0], ids=["legacy", "v0"])
+def test_rustls_is_seen_where_its_plaintext_passes(tmp_path: Path, names: dict[str, str]) -> None:
+    with ElfFile(_rust_program(tmp_path, names)) as elf:
+        (finding,) = examine(elf)
+    assert (finding.kind, finding.version, finding.visible, finding.reason) == (TlsKind.RUSTLS, "0.23.46", True, "")
+    told = {name: (function.abi, function.direction) for name, function in finding.functions.items()}
+    assert told == {
+        "received": (Abi.RUST_PAYLOAD, Direction.READ),
+        "sends": (Abi.RUST_CHUNKS, Direction.WRITE),
+        "encrypts#0": (Abi.RUST_ENCRYPT, Direction.NONE),
+    }
+    assert finding.functions["received"].returns is None
+    assert finding.functions["sends"].returns is not None
+
+
+@pytest.mark.parametrize(
+    ("missing", "version", "inlined", "reason"),
+    [
+        ("sends", "rustls-0.23.46", False, "no function of its own that writes"),
+        ("received", "rustls-0.23.46", False, "no function of its own that reads"),
+        ("handle", "rustls-0.23.46", False, "into its callers"),
+        ("", "rustls-0.23.46", True, "into its callers"),
+        ("", "rustls-0.22.4", False, "of version 0.22.4"),
+        ("", "rustls", False, "of a version that the file does not tell"),
+    ],
+)
+def test_rustls_that_is_not_as_known_is_named_with_the_reason(
+    tmp_path: Path, missing: str, version: str, inlined: bool, reason: str
+) -> None:
+    names = {name: mangled for name, mangled in _RUST_LEGACY.items() if name != missing}
+    if missing == "received":
+        names.pop("handle")
+    with ElfFile(_rust_program(tmp_path, names, version=version, inlined=inlined)) as elf:
+        (finding,) = examine(elf)
+    assert (finding.kind, finding.visible, dict(finding.functions)) == (TlsKind.RUSTLS, False, {})
+    assert reason in finding.reason
+
+
 def test_a_form_made_of_the_other_is_not_probed_twice(tmp_path: Path) -> None:
     source = "".join(_BODY.format(name, '"%p%p", s, b') for name in ("SSL_read", "SSL_write")) + "".join(
         f"int {name}_ex(void *s, void *b, unsigned long n, unsigned long *m) "

@@ -1,5 +1,5 @@
 //! A hyper server.  server PORT
-use std::{convert::Infallible, env, pin::Pin, time::Duration};
+use std::{convert::Infallible, env, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -12,8 +12,10 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use openssl::ssl::{select_next_proto, AlpnError, Ssl, SslAcceptor, SslFiletype, SslMethod};
-use tokio::net::TcpListener;
+use rustls::pki_types::{pem::PemObject, CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_openssl::SslStream;
+use tokio_rustls::TlsAcceptor;
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -64,16 +66,53 @@ async fn serve(request: Request<Incoming>) -> Result<Response<Body>, hyper::Erro
     })
 }
 
-/// HTTPS by OpenSSL, if the environment names a certificate.
-fn acceptor() -> Option<SslAcceptor> {
+/// What encrypts.
+#[derive(Clone)]
+enum Acceptor {
+    OpenSsl(SslAcceptor),
+    Rustls(TlsAcceptor),
+}
+
+impl Acceptor {
+    async fn converse(self, socket: TcpStream) {
+        match self {
+            Self::OpenSsl(acceptor) => {
+                let Ok(ssl) = Ssl::new(acceptor.context()) else { return };
+                let Ok(mut stream) = SslStream::new(ssl, socket) else { return };
+                if Pin::new(&mut stream).accept().await.is_ok() {
+                    converse(stream).await;
+                }
+            }
+            Self::Rustls(acceptor) => {
+                if let Ok(stream) = acceptor.accept(socket).await {
+                    converse(stream).await;
+                }
+            }
+        }
+    }
+}
+
+/// HTTPS, if the environment names a certificate, by the library that it names.
+fn acceptor() -> Option<Acceptor> {
     let certificate = env::var("ZOO_TLS_CERTIFICATE").ok()?;
+    if env::var("ZOO_TLS_LIBRARY").is_ok_and(|name| name == "rustls") {
+        let chain: Result<_, _> = CertificateDer::pem_file_iter(certificate).ok()?.collect();
+        let key = PrivateKeyDer::from_pem_file(env::var("ZOO_TLS_KEY").ok()?).ok()?;
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().ok()?.with_no_client_auth();
+        let mut config = config.with_single_cert(chain.ok()?, key).ok()?;
+        if http2() {
+            config.alpn_protocols = vec![b"h2".to_vec()];
+        }
+        return Some(Acceptor::Rustls(Arc::new(config).into()));
+    }
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).ok()?;
     builder.set_certificate_chain_file(certificate).ok()?;
     builder.set_private_key_file(env::var("ZOO_TLS_KEY").ok()?, SslFiletype::PEM).ok()?;
     if http2() {
         builder.set_alpn_select_callback(|_, offered| select_next_proto(b"\x02h2", offered).ok_or(AlpnError::NOACK));
     }
-    Some(builder.build())
+    Some(Acceptor::OpenSsl(builder.build()))
 }
 
 /// Whether all connections speak HTTP/2.
@@ -103,11 +142,7 @@ async fn main() -> std::io::Result<()> {
         let acceptor = acceptor.clone();
         tokio::spawn(async move {
             if let Some(acceptor) = acceptor {
-                let Ok(ssl) = Ssl::new(acceptor.context()) else { return };
-                let Ok(mut stream) = SslStream::new(ssl, socket) else { return };
-                if Pin::new(&mut stream).accept().await.is_ok() {
-                    converse(stream).await;
-                }
+                acceptor.converse(socket).await;
             } else {
                 converse(socket).await;
             }
