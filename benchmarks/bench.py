@@ -283,6 +283,16 @@ def idle(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
     return [Figure("idle", f"idle, {count:.0f} processes watched", share, "% of a core", 0.2)]
 
 
+def tls_cost(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
+    """What looking into TLS costs a process, a bystander and the agent; and gRPC."""
+    import bench_tls  # with the agent's own modules, which the other parts do without
+
+    return [
+        Rounds(list(told.values)).figure(told.key, told.label, told.unit, told.budget, told.note)
+        for told in bench_tls.measured(plan, say)
+    ]
+
+
 # ---- all of it ----
 
 PARTS: dict[str, Callable[[Plan, Callable[[str], None]], list[Figure]]] = {
@@ -291,6 +301,7 @@ PARTS: dict[str, Callable[[Plan, Callable[[str], None]], list[Figure]]] = {
     "start": start_up,
     "idle": idle,
     "redis": redis,
+    "tls": tls_cost,
 }
 
 

@@ -1,26 +1,26 @@
-"""What looking into TLS costs: an OpenSSL write and read, a bystander, nginx over HTTPS.
+"""What looking into TLS and HTTP/2 costs: an OpenSSL write and read, a bystander, nginx over HTTPS, a gRPC echo.
 
 Ratios within one run: rounds with and without probes take turns, medians are compared, and the spread is printed beside
-them.  Programs and loads are started here, on loopback, for a bounded time::
+them.  Programs and loads are started here, on loopback, for a bounded time.  A part of ``bench.py``; alone::
 
-    sudo .venv/bin/python benchmarks/bench_tls.py [--rounds 5] [--seconds 3]
+    sudo .venv/bin/python benchmarks/bench.py --only tls
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
+import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import measure
 
@@ -36,7 +36,12 @@ from onlooker.kernel import uprobe
 from support.probe_sites.watch import HERE as TALK
 from support.probe_sites.watch import Talker
 
-PAIRS = 40_000
+if TYPE_CHECKING:
+    from bench import Plan
+
+PAIRS = 20_000
+BUDGET_US = 2.5
+GRPC_SERVER = measure.ROOT / "build/zoo/bin/go-grpc"
 
 
 @dataclass
@@ -100,39 +105,82 @@ def certificate(directory: Path) -> tuple[Path, Path]:
     return made, key
 
 
-def told(name: str, values: list[float], unit: str) -> str:
-    """A line: the median, and the spread of the rounds."""
-    middle = statistics.median(values)
-    return f"{name:<58}{middle:10.2f} {unit:<8} ({min(values):.2f} to {max(values):.2f}, {len(values)} rounds)"
+@dataclass(frozen=True)
+class Told:
+    """One line: its rounds, and the budget of the design if there is one."""
+
+    key: str
+    label: str
+    values: Sequence[float]
+    unit: str
+    budget: float | None = None
+    note: str = ""
 
 
-def pairs(directory: Path, looker: Kernel, rounds: int) -> list[str]:
-    """Microseconds that a write and a read of 200 bytes take longer."""
+@contextlib.contextmanager
+def nothing_on(pid: int, features: uprobe.Features, *, returns: bool) -> Iterator[None]:
+    """Empty programs on the places where onlooker has its own; the return of a write left out unless ``returns``."""
+    kind = uprobe.ATTACH_UPROBE_SESSION if features.session else features.attach_type
+    both, one = uprobe.load_nothing(kind), uprobe.load_nothing(features.attach_type)
+    library = next(library for library in TlsCatalog().libraries(pid) if library.functions)
+    with contextlib.ExitStack() as stack:
+        for descriptor in (both, one):
+            stack.callback(os.close, descriptor)
+        for name in ("SSL_read", "SSL_write"):
+            place = [library.functions[name].arguments.offset]
+            whole = returns or name == "SSL_read"
+            path = library.open_path
+            if whole and not features.session:
+                stack.enter_context(uprobe.attach(both, path, place, pid=pid, features=features, returns=True))
+            stack.enter_context(
+                uprobe.attach(
+                    both if whole else one, path, place, pid=pid, features=features,
+                    session=whole and features.session,
+                )
+            )  # fmt: skip
+        yield
+
+
+def pairs(directory: Path, looker: Kernel, rounds: int) -> list[Told]:
+    """Microseconds that a write and a read of 200 bytes take longer, by onlooker and by empty programs."""
     measure.need("gcc")
     made, key = certificate(directory)
     subprocess.run(["gcc", "-O2", "-o", directory / "talk", TALK / "talk.c", "-lssl", "-lcrypto"], check=True)
+    features = uprobe.detect()
     talker, bystander = Talker(directory / "talk", made, key), Talker(directory / "talk", made, key)
-    base: list[float] = []
-    added: list[float] = []
-    aside: list[float] = []
+    found: dict[str, list[float]] = {}
+
+    def put(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+
+    def us(of: Talker, command: str) -> float:
+        of.run(command, 500)
+        ns, _ = of.run(command, PAIRS)
+        return ns / 1e3
+
     try:
         for _ in range(rounds):
-            plain, _ = talker.run("pairs", PAIRS)
-            alone, _ = bystander.run("pairs", PAIRS)
+            plain, spoken, alone = us(talker, "pairs"), us(talker, "wire"), us(bystander, "pairs")
+            put("plain", plain)
+            put("spoken", spoken)
             with looker.looking_into(talker.pid):
-                talker.run("pairs", 2000)
-                seen, _ = talker.run("pairs", PAIRS)
-                beside, _ = bystander.run("pairs", PAIRS)
-            base.append(plain / 1e3)
-            added.append((seen - plain) / 1e3)
-            aside.append((beside - alone) / 1e3)
+                put("pairs", us(talker, "pairs") - plain)
+                put("wire", us(talker, "wire") - spoken)
+                put("aside", us(bystander, "pairs") - alone)
+            for returns in (True, False):
+                with nothing_on(talker.pid, features, returns=returns):
+                    put(f"floor{returns:d}", us(talker, "pairs") - plain)
     finally:
         talker.close()
         bystander.close()
     return [
-        told("OpenSSL, write and read of 200 bytes, without probes", base, "us"),
-        told("  added by probes (budget 2.5)", added, "us"),
-        told("  added to a process that has the library, not selected", aside, "us"),
+        Told("tls_pair", "OpenSSL write and read, 200 bytes, in memory", found["plain"], "us"),
+        Told("tls_pair_floor", "  + empty programs on the same places", found["floor1"], "us"),
+        Told("tls_pair_floor_write", "  + the same, without the write's return", found["floor0"], "us"),
+        Told("tls_pair_added", "  + onlooker", found["pairs"], "us", BUDGET_US),
+        Told("tls_aside", "  + onlooker, process not selected", found["aside"], "us"),
+        Told("tls_wire", "OpenSSL write and read of HTTP over TCP", found["spoken"], "us"),
+        Told("tls_wire_added", "  + onlooker: pair, sockets, HTTP, both ends", found["wire"], "us"),
     ]
 
 
@@ -172,87 +220,157 @@ def served(pid: int, url: str, seconds: float) -> tuple[float, float]:
     return (measure.cpu_ns(pid) - before) / 1e3 / load.requests, load.requests / load.seconds
 
 
-def https(directory: Path, looker: Kernel, rounds: int, seconds: float) -> list[str]:
+def https(directory: Path, looker: Kernel, rounds: int, seconds: float) -> list[Told]:
     """What nginx pays a request, and how many it serves."""
     measure.need("nginx", "wrk")
+    with nginx(directory) as (worker, url):
+        return _compared("https", "nginx, HTTPS", looker, worker, rounds, lambda: served(worker, url, seconds))
+
+
+def _compared(
+    key: str, name: str, looker: Kernel, pid: int, rounds: int, reading: Callable[[], tuple[float, float]]
+) -> list[Told]:
+    """CPU of a server a request and requests a second, without and with being looked into, in turns."""
     cost: dict[bool, list[float]] = {False: [], True: []}
     rate: dict[bool, list[float]] = {False: [], True: []}
-    with nginx(directory) as (worker, url):
-        for _ in range(rounds):
-            for watched in (False, True):
-                with looker.looking_into(worker) if watched else contextlib.nullcontext():
-                    one, per_second = served(worker, url, seconds)
-                cost[watched].append(one)
-                rate[watched].append(per_second)
+    for _ in range(rounds):
+        for watched in (False, True):
+            with looker.looking_into(pid) if watched else contextlib.nullcontext():
+                one, per_second = reading()
+            cost[watched].append(one)
+            rate[watched].append(per_second)
+    added = [b - a for a, b in zip(cost[False], cost[True], strict=True)]
     return [
-        told("nginx, HTTPS keep-alive, CPU of the server a request", cost[False], "us"),
-        told("  the same, looked into", cost[True], "us"),
-        told("  added", [b - a for a, b in zip(cost[False], cost[True], strict=True)], "us"),
-        told("  requests a second", rate[False], "/s"),
-        told("  the same, looked into", rate[True], "/s"),
+        Told(f"{key}_server", f"{name}: server, a request", cost[False], "us of CPU"),
+        Told(f"{key}_server_added", "  + looked into", added, "us"),
+        Told(f"{key}_rate", "  requests a second", rate[False], "/s"),
+        Told(f"{key}_rate_watched", "  the same, looked into", rate[True], "/s"),
     ]
 
 
-def whole(directory: Path, rounds: int, seconds: float) -> list[str]:
-    """The agent as it is run: its own CPU a request, and whether it sees them all."""
+@dataclass(frozen=True)
+class Grpc:
+    """A gRPC server that answers each message with one, over h2c."""
+
+    pid: int
+    port: int
+    message: Path
+
+    def calls(self, seconds: float) -> tuple[int, float]:
+        """Unary calls for so long, 4 connections with 8 streams: how many were made, and how many a second."""
+        command = [
+            *measure.pinned(1), "h2load", "-t1", "-c4", "-m8", f"-D{max(round(seconds), 1)}", "-d", str(self.message),
+            "-H", "content-type: application/grpc", "-H", "te: trailers",
+            f"http://127.0.0.1:{self.port}/zoo.Zoo/Unary",
+        ]  # fmt: skip
+        out = subprocess.run(command, capture_output=True, text=True, timeout=seconds * 20 + 60, check=True).stdout
+        counted = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", out)
+        rate = re.search(r"finished in [\d.]+m?s, ([\d.]+) req/s", out)
+        if counted is None or rate is None or int(counted[2]) or int(counted[3]) or not int(counted[1]):
+            raise measure.NotPossible(f"h2load said: {out[-400:]}")
+        return int(counted[1]), float(rate[1])
+
+    def reading(self, seconds: float) -> tuple[float, float]:
+        """CPU microseconds of the server a call, and calls a second."""
+        before = measure.cpu_ns(self.pid)
+        made, rate = self.calls(seconds)
+        return (measure.cpu_ns(self.pid) - before) / 1e3 / made, rate
+
+
+@contextlib.contextmanager
+def grpc_server(directory: Path) -> Iterator[Grpc]:
+    """The zoo's Go server.
+
+    Raises:
+        NotPossible: the zoo or h2load is not there.
+    """
+    measure.need("h2load")
+    if not GRPC_SERVER.exists():
+        raise measure.NotPossible("the gRPC server of the zoo is not built: run scripts/setup_zoo.sh live")
+    message = directory / "message"
+    message.write_bytes(b"\0" + (100).to_bytes(4, "big") + b"m" * 100)
+    port = measure.free_port()
+    with measure.started([str(GRPC_SERVER), "server", str(port)], core=0, log=directory / "grpc.log") as process:
+        measure.wait_for_port(port, process, directory / "grpc.log")
+        yield Grpc(process.pid, port, message)
+
+
+def grpc(directory: Path, looker: Kernel, rounds: int, seconds: float) -> list[Told]:
+    """What a gRPC server pays a call, and how many it serves."""
+    with grpc_server(directory) as server:
+        return _compared("grpc", "gRPC echo (Go, h2c)", looker, server.pid, rounds, lambda: server.reading(seconds))
+
+
+def whole(directory: Path, rounds: int, seconds: float) -> list[Told]:
+    """The agent as it is run over HTTPS: its own CPU a request, and whether it sees them all."""
+    measure.need("nginx", "wrk")
+
+    def load(url: str) -> int:
+        return measure.wrk(url, seconds=seconds, core=1).requests
+
+    with nginx(directory) as (worker, url), _agent(directory, worker, tls=True) as watcher:
+        # wrk does not count the requests that its end cut off: one a connection and round
+        return _spent("https", "nginx, HTTPS", watcher, rounds, lambda: load(url), 32 * rounds)
+
+
+def whole_grpc(directory: Path, rounds: int, seconds: float) -> list[Told]:
+    """The same over gRPC."""
+    with grpc_server(directory) as server, _agent(directory, server.pid, tls=False) as watcher:
+        return _spent("grpc", "gRPC echo", watcher, rounds, lambda: server.calls(seconds)[0], 32 * rounds)
+
+
+@contextlib.contextmanager
+def _agent(directory: Path, pid: int, *, tls: bool) -> Iterator[measure.Agent]:
+    with measure.agent(directory, "--pid", str(pid), core=1) as watcher:
+        end = time.monotonic() + 20
+        while tls and not watcher.own().get("onlooker_tls_processes"):
+            if time.monotonic() > end:
+                raise measure.NotPossible("the agent does not look into the server")
+            time.sleep(0.1)
+        yield watcher
+
+
+def _spent(
+    key: str, name: str, watcher: measure.Agent, rounds: int, load: Callable[[], int], cut_off: int
+) -> list[Told]:
     spent: list[float] = []
     seen = made = 0
-    with nginx(directory) as (worker, url), measure.agent(directory, "--pid", str(worker), core=1) as watcher:
-        end = time.monotonic() + 20
-        while not watcher.own().get("onlooker_tls_processes"):
-            if time.monotonic() > end:
-                raise measure.NotPossible("the agent does not look into nginx")
-            time.sleep(0.1)
-        for _ in range(rounds):
-            first, before = watcher.seen(), measure.cpu_ns(watcher.pid)
-            load = measure.wrk(url, seconds=seconds, core=1)
-            time.sleep(2.5)
-            spent.append((measure.cpu_ns(watcher.pid) - before) / 1e3 / load.requests)
-            seen += watcher.seen() - first
-            made += load.requests
-        lost = watcher.lost()
-    # wrk does not count the requests that its end cut off: one a connection and round
+    for _ in range(rounds):
+        first, before = watcher.seen(), measure.cpu_ns(watcher.pid)
+        requests = load()
+        time.sleep(2.5)
+        spent.append((measure.cpu_ns(watcher.pid) - before) / 1e3 / requests)
+        seen += watcher.seen() - first
+        made += requests
+    lost = sum(watcher.lost().values())
+    missing = max(made - seen - lost, 0)
     return [
-        told("agent, CPU a request, metrics only", spent, "us"),
-        f"  requests seen {seen}, made {made} (and up to {32 * rounds} that the end of a round cut off), lost {lost}",
-    ]
+        Told(f"{key}_agent", f"{name}: agent, a request, metrics only", spent, "us of CPU"),
+        Told(
+            f"{key}_unseen", "  neither counted nor declared", [missing], "requests", 0,
+            f"of {made:,} made and up to {cut_off} cut off, {seen:,} seen, {lost:,.0f} declared lost",
+        ),
+    ]  # fmt: skip
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3)
-    options = parser.parse_args()
-    status = 0
-    with tempfile.TemporaryDirectory(prefix="bench-tls-") as text:
-        directory = Path(text)
+def measured(plan: Plan, say: Callable[[str], None]) -> list[Told]:
+    """All parts; one that is not possible here is a line that says why."""
+    rounds, seconds = plan.rounds, plan.seconds
+    found: list[Told] = []
+
+    def part(name: str, run: Callable[[Path], list[Told]]) -> None:
+        directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=plan.directory))
         directory.chmod(0o755)
+        try:
+            found.extend(run(directory))
+        except measure.NotPossible as err:
+            found.append(Told(f"{name}_not_measured", f"{name}: not measured", [0.0], "", None, str(err)))
+        say(name)
 
-        def place(name: str) -> Path:
-            made = directory / name
-            made.mkdir()
-            return made
-
-        parts: list[Callable[[], list[str]]] = []
-        with kernel() as looker:
-            parts = [
-                lambda: pairs(place("pairs"), looker, options.rounds),
-                lambda: https(place("https"), looker, options.rounds, options.seconds),
-            ]
-            for part in parts:
-                status |= _say(part)
-        status |= _say(lambda: whole(place("whole"), options.rounds, options.seconds))
-    return status
-
-
-def _say(part: Callable[[], list[str]]) -> int:
-    try:
-        print("\n".join(part()), flush=True)
-    except measure.NotPossible as err:
-        print(f"not measured: {err}", flush=True)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    with kernel() as looker:
+        part("tls-pairs", lambda directory: pairs(directory, looker, rounds))
+        part("tls-https", lambda directory: https(directory, looker, rounds, seconds))
+        part("grpc", lambda directory: grpc(directory, looker, rounds, seconds))
+    part("tls-agent", lambda directory: whole(directory, rounds, seconds))
+    part("grpc-agent", lambda directory: whole_grpc(directory, rounds, seconds))
+    return found

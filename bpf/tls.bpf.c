@@ -239,7 +239,7 @@ static __always_inline bool has_room(const struct tls_session *session, __u64 le
 	if (!session->c.addresses_known)
 		return false;
 	sk = bpf_rdonly_cast((void *)session->socket, bpf_core_type_id_kernel(struct sock));
-	return sk->__sk_common.skc_state == TCP_ESTABLISHED &&
+	return sk->__sk_common.skc_state == TCP_ESTABLISHED && sk->__sk_common.skc_num == session->c.local_port &&
 	       sk->sk_wmem_queued + length + TLS_SEND_SLACK < (__u64)sk->sk_sndbuf;
 }
 
@@ -275,7 +275,7 @@ static __always_inline bool call_begins(struct pt_regs *regs, __u64 cookie, __u3
 	thread->tls_buffer = p->buffer;
 	thread->tls_length = p->length;
 	thread->tls_moved_at = abi == ABI_RUST_CHUNKS ? p->vectors : register_of(regs, COOKIE_REGISTER(cookie, 3));
-	if (thread->tls_socket && abi != ABI_NSPR) {
+	if (thread->tls_socket && abi != ABI_NSPR && abi != ABI_RUST_CHUNKS) {
 		if (tls_adopt(key, thread->tls_socket))
 			session = tls_session_of(key);
 		thread->tls_socket = 0;
@@ -307,8 +307,8 @@ static __always_inline struct tls_session *call_over(struct pt_regs *regs, __u64
 		return NULL; /* it began before the probes were there */
 	key->address = thread->tls_session;
 	thread->tls_session = 0;
-	if (abi == ABI_EVENT)
-		return NULL;
+	if (abi == ABI_EVENT || (abi == ABI_RUST_CHUNKS && !(key->address >> 63)))
+		return NULL; /* nothing moved, or nothing was encrypted */
 	p->buffer = thread->tls_buffer;
 	if (abi == ABI_COUNT || abi == ABI_NSPR) {
 		if ((int)regs->ax > 0)
@@ -320,6 +320,8 @@ static __always_inline struct tls_session *call_over(struct pt_regs *regs, __u64
 		if (regs->ax <= thread->tls_length)
 			p->length = regs->ax;
 		p->vectors = (__u32)thread->tls_moved_at;
+		thread->tls_sends = key->address;
+		thread->tls_sent = (__u32)p->length;
 	} else if (abi == ABI_SENDFILE) {
 		if ((__s64)regs->ax > 0)
 			p->length = regs->ax;
@@ -347,108 +349,124 @@ static __always_inline struct tls_session *call_over(struct pt_regs *regs, __u64
 
 /*
  * rustls 0.23 has the plaintext of both directions pass through its CommonState, which lives inside the connection: it moves
- * with it, and no call ends it.  A session is known by the first address at which it was met.  Which one it is now:
+ * with it, no call ends it, and others come to its address.  So a session has a number.  Which one it is:
  *
  * - of what is received, by the socket: the thread has received from it right before;
- * - of what is sent, by the address, if it was met there; else by the box that encrypts, which does not move.  That is told
- *   by the session tickets, which are encrypted while the end of the handshake is dealt with: a request that came with it
- *   is received at an address that is left behind right after.
+ * - of what is sent, by the box that encrypts, which does not move; and where that is new, by the address.  The box of a
+ *   session that was only received from is told by the session tickets, which are encrypted while the end of the handshake
+ *   is dealt with: a request that came with it is received at an address that is left behind right after.
  *
  * A session is believed as long as somebody has its socket: a connection gives its socket up before its memory.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, TLS_SESSIONS_MAX);
-	__type(key, struct tls_key); /* where it is now, or its encrypter */
-	__type(value, __u64);	     /* where it was met first */
+	__uint(max_entries, 2 * TLS_SESSIONS_MAX);
+	__type(key, struct tls_key); /* of a CommonState, or of what encrypts for it */
+	__type(value, __u64);	     /* the session's number */
 } rust_places SHARED_MAP;
 
-static __always_inline bool rust_lives(const struct tls_key *key)
+static __always_inline __u64 rust_number(void)
 {
-	struct tls_session *session = tls_session_of(key);
-	struct sock *sk;
-
-	if (!session || !session->socket)
-		return false;
-	sk = (struct sock *)session->socket;
-	return BPF_CORE_READ(sk, sk_socket);
+	/* in the kernel's half: no address of the program's */
+	return 1ULL << 63 | bpf_ktime_get_ns() << 8 | (bpf_get_smp_processor_id() & 0xff);
 }
 
-static __always_inline void rust_is_at(__u32 tgid, __u64 place, __u64 first)
+static __always_inline void rust_is_at(__u32 tgid, __u64 place, __u64 number)
 {
 	struct tls_key at = {.address = place, .tgid = tgid};
 
-	bpf_map_update_elem(&rust_places, &at, &first, BPF_ANY);
+	bpf_map_update_elem(&rust_places, &at, &number, BPF_ANY);
 }
 
-/* Turn the address of an object into that of the session, if another one is known for it. */
-static __always_inline bool rust_first(struct tls_key *key, __u64 place)
+/* The session that was met at an address the last time; NULL if there is none any more. */
+static __always_inline struct tls_session *rust_met(struct tls_key *key, __u64 place)
 {
-	struct tls_key at = {.address = place, .tgid = key->tgid}, first = at;
-	__u64 *known = bpf_map_lookup_elem(&rust_places, &at);
+	struct tls_key at = {.address = place, .tgid = key->tgid};
+	__u64 *number = bpf_map_lookup_elem(&rust_places, &at);
+	struct tls_session *session;
+	struct sock *sk;
 
-	if (!known)
-		return false;
-	first.address = *known;
-	if (!rust_lives(&first))
-		return false;
-	key->address = first.address;
-	return true;
+	if (!number)
+		return NULL;
+	at.address = *number;
+	session = tls_session_of(&at);
+	if (!session)
+		return NULL;
+	sk = (struct sock *)session->socket;
+	/* the memory of a socket whose end was missed may be another one's by now */
+	if (sk && (!BPF_CORE_READ(sk, sk_socket) || BPF_CORE_READ(sk, __sk_common.skc_num) != session->c.local_port ||
+		   BPF_CORE_READ(sk, __sk_common.skc_dport) != (__be16)__builtin_bswap16(session->c.remote_port)))
+		return NULL;
+	key->address = at.address;
+	return session;
+}
+
+static __always_inline void rust_moves(__u32 tgid)
+{
+	__u8 flags = flags_of(tgid);
+
+	if (!(flags & PROCESS_TLS_MOVES))
+		set_flags(tgid, flags | PROCESS_TLS_MOVES);
 }
 
 /* Whose is it that was received? */
-static __always_inline void rust_receives(struct tls_key *key, struct thread *thread)
+static __always_inline struct tls_session *rust_receives(struct tls_key *key, struct thread *thread, __u64 place)
 {
-	__u64 socket = thread->tls_socket, place = key->address;
+	__u64 socket = thread->tls_socket;
 	struct tls_key *of_socket = bpf_map_lookup_elem(&tls_sockets, &socket);
-
-	if (!(flags_of(key->tgid) & PROCESS_TLS_MOVES))
-		set_flags(key->tgid, flags_of(key->tgid) | PROCESS_TLS_MOVES);
-	if (of_socket && of_socket->address && of_socket->tgid == key->tgid) {
-		key->address = of_socket->address;
-		if (place != key->address)
-			rust_is_at(key->tgid, place, key->address);
-	} else if (of_socket) {
-		struct tls_session *session = tls_session_of(key);
-
-		if (session && session->socket)
-			tls_forget(key, session->socket); /* another one was here before */
-		tls_adopt(key, socket);
-	} else {
-		rust_first(key, place);
-	}
-	if (thread->tls_writer) {
-		rust_is_at(key->tgid, thread->tls_writer, key->address);
-		thread->tls_writer = 0;
-	}
-}
-
-/* Where was it met first that is about to send?  rust_encrypts may know better. */
-static __always_inline void rust_begins(struct tls_key *key)
-{
 	struct tls_session *session;
 
-	if (!(flags_of(key->tgid) & PROCESS_TLS_MOVES))
-		set_flags(key->tgid, flags_of(key->tgid) | PROCESS_TLS_MOVES);
-	if (rust_lives(key) || rust_first(key, key->address))
-		return;
+	rust_moves(key->tgid);
+	thread->tls_sends = 0;
+	if (of_socket && of_socket->address && of_socket->tgid == key->tgid) {
+		key->address = of_socket->address;
+	} else {
+		session = rust_met(key, place);
+		/* one that has a socket has another one: it was here before */
+		if (!session || (of_socket && session->socket))
+			key->address = rust_number();
+		if (!tls_session_make(key))
+			return NULL;
+		if (of_socket)
+			tls_adopt(key, socket);
+	}
+	rust_is_at(key->tgid, place, key->address);
 	session = tls_session_of(key);
-	if (session && session->socket)
-		tls_forget(key, session->socket);
+	if (thread->tls_writer && session) {
+		session->writer = thread->tls_writer;
+		rust_is_at(key->tgid, thread->tls_writer, key->address);
+	}
+	thread->tls_writer = 0;
+	return session;
 }
 
 /* <... as MessageEncrypter>::encrypt: of the session that sends, or of tickets. */
 static __always_inline void rust_encrypts(struct tls_key *key, struct thread *thread, __u64 writer)
 {
-	if (!thread->tls_session) {
+	__u64 place = thread->tls_session;
+	struct tls_session *session;
+
+	rust_moves(key->tgid); /* in the handshake already: what a thread receives from matters from now on */
+	if (!place) {
 		thread->tls_writer = writer;
 		return;
 	}
-	key->address = thread->tls_session;
-	if (!rust_lives(key) && rust_first(key, writer))
-		thread->tls_session = key->address;
-	else
+	if (place >> 63)
+		return; /* not the first record of this call */
+	session = rust_met(key, writer);
+	if (!session) {
+		session = rust_met(key, place);
+		if (!session || session->writer) {
+			key->address = rust_number();
+			session = tls_session_make(key);
+			if (!session)
+				return;
+		}
+		session->writer = writer;
 		rust_is_at(key->tgid, writer, key->address);
+	}
+	rust_is_at(key->tgid, place, key->address);
+	thread->tls_session = key->address;
 }
 
 #define RUST_BORROWED (1ULL << 63) /* where an owned vector has its capacity, which is never as large */
@@ -547,11 +565,9 @@ static __always_inline int on_call(struct pt_regs *regs, __u64 cookie, bool retu
 	} else if (abi == ABI_RUST_PAYLOAD) {
 		struct thread *thread = current_thread(true);
 
-		key.address = register_of(regs, COOKIE_REGISTER(cookie, 0));
 		if (thread && rust_received(regs, cookie, &p)) {
-			rust_receives(&key, thread);
-			session = tls_session_make(&key);
-			passes = true;
+			session = rust_receives(&key, thread, register_of(regs, COOKIE_REGISTER(cookie, 0)));
+			passes = session;
 		}
 		unneeded = 1;
 	} else if (abi == ABI_RUST_ENCRYPT) {
@@ -575,7 +591,7 @@ static __always_inline int on_call(struct pt_regs *regs, __u64 cookie, bool retu
 		if (abi == ABI_COUNT || abi == ABI_NSPR)
 			p.length = (__u32)p.length;
 		if (abi == ABI_RUST_CHUNKS) {
-			rust_begins(&key);
+			rust_moves(key.tgid);
 			rust_sends(regs, cookie, &p);
 		}
 		if (writes)

@@ -18,8 +18,9 @@ struct tls_session {
 	struct connection c;
 	__u64 socket; /* 0: not known */
 	__u64 ahead;  /* bytes that the library was asked to write, were followed, and are not yet written */
-	__u32 inside; /* the library moves the socket's bytes by itself, inside its calls */
+	__u64 writer; /* rustls: what encrypts for it */
 	__u32 trusted; /* a write of so many bytes, or of fewer, writes all of them: it was seen to */
+	__u32 inside; /* the library moves the socket's bytes by itself, inside its calls */
 };
 
 /* Sessions are deleted with their socket, or when the library frees them; user space sweeps after dead processes. */
@@ -147,7 +148,10 @@ static __always_inline void tls_unsent(struct sock *sk)
 	struct thread *thread = current_thread(false);
 	struct tls_session *session;
 
-	if (!thread || !thread->tls_wrote)
+	if (!thread)
+		return;
+	thread->tls_sends = 0;
+	if (!thread->tls_wrote)
 		return;
 	key.address = thread->tls_wrote;
 	session = tls_session_of(&key);

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import statistics
 import time
 from collections.abc import Iterator
@@ -109,6 +111,24 @@ def test_a_client_is_seen_before_its_encryption(onlooker: Agent, name: str) -> N
             alone = [span for span in served if span["parent_span_id"] not in parents]
             print(f"{name} {mode}: {count - len(alone)} of {count} requests joined with their server's")
             assert alone == []
+
+
+def test_rustls_connections_that_move_and_follow_each_other_are_told_apart(onlooker: Agent) -> None:
+    onlooker.wait_unwatched()
+    with zoo.server(zoo_tls.SERVERS["rust-rustls"]) as server:
+        plan = truth.plan(5, REQUESTS, pages=server.spec.pages, run="moving")
+        with zoo.client(zoo_tls.client("rust-reqwest"), server.port, plan, keep_alive=False, connections=8) as client:
+            onlooker.wait_watched([*server.tree(), client.pid])
+            wait_probed(onlooker, len(server.tree()) + 1)
+            onlooker.spans()
+            made = client.run()
+        assert zoo.wrong_answers(plan, made, echoes=True) == []
+        spans = onlooker.spans(expected=2 * REQUESTS)
+        for kind, pids in (("server", server.tree()), ("client", [client.pid])):
+            seen = truth.select(spans, kind=kind, pids=pids)
+            print(f"{kind}: {check(made, seen, timed=False)}")
+            check_addresses(seen, server.port)
+        assert len(spans) == 2 * REQUESTS
 
 
 def test_nss_is_seen_and_what_else_nspr_moves_is_not_mistaken(onlooker: Agent) -> None:
@@ -270,4 +290,92 @@ def test_what_cannot_be_seen_into_is_named_and_counted(place: object, tmp_path: 
             assert onlooker.spans() == []
     finally:
         client.stop()
+        server.stop()
+
+
+# Answers of many sizes over a socket that seldom has the room: writes are asked for again, as OpenSSL wants it.
+SHORT_OF_ROOM = """
+import select, socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+print("ready", flush=True)
+again = 0
+while True:
+    accepted, _ = listener.accept()
+    connection = context.wrap_socket(accepted, server_side=True)
+    connection.setblocking(False)
+    asked = b""
+    while True:
+        try:
+            got = connection.recv(65536)
+            if not got:
+                break
+            asked += got
+        except ssl.SSLWantReadError:
+            select.select([connection], [], [])
+            continue
+        while b"\\r\\n\\r\\n" in asked:
+            head, _, asked = asked.partition(b"\\r\\n\\r\\n")
+            number = int(head.split()[1].rpartition(b"/")[2])
+            body = b"x" * (number * 7919 % 12000)
+            status = b"200 OK" if number % 3 else b"404 Not Found"
+            left = memoryview(b"HTTP/1.1 %s\\r\\nContent-Length: %d\\r\\n\\r\\n%s" % (status, len(body), body))
+            while left:
+                try:
+                    left = left[connection.send(left):]
+                except ssl.SSLWantWriteError:
+                    again += 1
+                    select.select([], [connection], [])
+    print(again, flush=True)
+    connection.close()
+"""
+
+
+def body_size(number: int) -> int:
+    return number * 7919 % 12000
+
+
+def answer_head(number: int) -> bytes:
+    status = b"200 OK" if number % 3 else b"404 Not Found"
+    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, body_size(number))
+
+
+def test_writes_that_are_asked_for_again_count_once(onlooker: Agent, tmp_path: Path) -> None:
+    count = 900
+    certificate, key = zoo_tls.certificate()
+    (tmp_path / "server.py").write_text(SHORT_OF_ROOM)
+    port = zoo.free_port()
+    command = ["python3", str(tmp_path / "server.py"), str(port), str(certificate), str(key)]
+    server = zoo.Program(command, tmp_path, name="server", pipes=True)
+    try:
+        lines = server.lines()
+        assert next(lines) == "ready\n"
+        onlooker.wait_watched([server.pid])
+        wait_probed(onlooker, 1)
+        onlooker.spans()
+        context = ssl.create_default_context(cafile=str(certificate))
+        with (
+            socket.create_connection(("127.0.0.1", port), 30) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as client,
+        ):
+            received = due = 0
+            for first in range(0, count, 60):
+                client.sendall(b"".join(b"GET /n/%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in range(first, first + 60)))
+                time.sleep(0.02)  # so that the server's socket fills up
+                due += sum(len(answer_head(n)) + body_size(n) for n in range(first, first + 60))
+                while received < due:
+                    received += len(client.recv(65536))
+                    time.sleep(0.0005)
+        again = int(next(lines))
+        spans = truth.select(onlooker.spans(expected=count), kind="server", pids=[server.pid])
+        told = sorted((int(str(span["path"]).rpartition("/")[2]), span["status"]) for span in spans)
+        assert told == [(n, 200 if n % 3 else 404) for n in range(count)]
+        for span in spans:
+            size = span["attributes"].get("http.response.body.size")  # type: ignore[attr-defined]
+            assert size in (None, body_size(int(str(span["path"]).rpartition("/")[2]))), span
+        print(f"{again} writes found no room, and were asked for again")
+        assert again > 20
+    finally:
         server.stop()
