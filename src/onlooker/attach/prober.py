@@ -28,7 +28,7 @@ from typing import Final
 from onlooker.attach.elf import ElfFile
 from onlooker.attach.maps import mapped_files, open_paths
 from onlooker.attach.registry import Closeable, ProbeRegistry, ProgramFds, Programs, close_all, library_attacher
-from onlooker.attach.tls import Abi, TlsCatalog, TlsFunction, TlsLibrary
+from onlooker.attach.tls import Abi, TlsCatalog, TlsFunction, TlsKind, TlsLibrary
 from onlooker.errors import AgentError
 from onlooker.kernel import uprobe
 
@@ -47,6 +47,11 @@ OPEN_FILES: Final = 65536
 NO_LIBRARY: Final = "no TLS library is known in it"
 
 _LOADER: Final = re.compile(r"ld-(linux|musl|\d)|ld\.so|ld64")
+
+UNFOLLOWED: Final = {
+    TlsKind.RUSTLS: "its connections move in memory: a response cannot be joined with its request surely",
+}
+"""Libraries whose functions are found, but whose plaintext would at times be put together wrongly: decision 0302."""
 
 ENDS_SESSION: Final = frozenset({"SSL_free", "gnutls_deinit", "PR_Close"})
 
@@ -87,8 +92,10 @@ def outlook_of(pid: int, libraries: Sequence[TlsLibrary]) -> list[Outlook]:
             pid,
             f"{library.kind.value} {library.version}".strip(),
             library.path,
-            library.visible,
-            library.reason or ("" if library.visible else "not all of its functions were found"),
+            library.visible and library.kind not in UNFOLLOWED,
+            library.reason
+            or UNFOLLOWED.get(library.kind, "")
+            or ("" if library.visible else "not all of its functions were found"),
         )
         for library in libraries
     ]
@@ -309,7 +316,7 @@ class Prober:
         try:
             libraries = tuple(self._catalog.libraries(pid))
             process.libraries = libraries
-            wanted = [library for library in libraries if library.functions]
+            wanted = [library for library in libraries if library.functions and library.kind not in UNFOLLOWED]
             if (wanted or process.probed) and self._ready():
                 assert self.registry is not None
                 self.registry.watch(pid, wanted)
