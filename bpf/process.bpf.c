@@ -10,11 +10,13 @@
 #include "lib/losses.h"
 #include "lib/rings.h"
 #include "lib/pid_filter.h"
+#include "lib/serving.h"
 
 const volatile __u32 pid_level = 0;
 const volatile __u32 pid_namespace = 0;
 #ifndef ONLOOKER_OLD_KERNEL
 __u8 process_flags[PID_LIMIT];
+struct serving servings[SERVINGS];
 #endif
 
 static __always_inline struct process_record *begin_record(__u8 event, struct task_struct *task)
@@ -111,7 +113,12 @@ int BPF_PROG(tp_exit, struct task_struct *task)
 	__u32 tgid = tgid_of(task);
 	struct process_record *record;
 
-	if (!(flags_of(tgid) & PROCESS_WATCHED) || BPF_CORE_READ(task, signal, live.counter) > 0)
+	if (!(flags_of(tgid) & PROCESS_WATCHED))
+		return 0;
+#ifndef ONLOOKER_OLD_KERNEL
+	serving_forget((__u32)BPF_CORE_READ(task, pid));
+#endif
+	if (BPF_CORE_READ(task, signal, live.counter) > 0)
 		return 0;
 	record = begin_record(PROCESS_EXIT, task);
 	if (record) {

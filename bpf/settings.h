@@ -29,6 +29,7 @@
 
 #define CONTEXTS_MAX 16384	  /* client requests in flight whose server may be on this host */
 #define CONNECTIONS_MAX 8192	  /* kernels without storage in sockets; 2 KiB each, taken at load */
+#define SERVINGS 16384		  /* places for threads that serve requests, 72 bytes each; a power of two */
 #define THREADS_MAX 16384	  /* kernels without storage in tasks */
 #define TLS_SESSIONS_MAX 16384	  /* taken one by one, 2.6 KiB each */
 #define TLS_OPAQUE_MAX 1024	  /* processes whose TLS is not seen into and that had connections lately */

@@ -15,6 +15,7 @@
 #include "protocols/http2.h"
 #include "protocols/resp.h"
 #include "lib/source.h"
+#include "lib/serving.h"
 #include "lib/connection.h"
 #include "lib/subprogram.h"
 #include "lib/context.h"
@@ -62,6 +63,7 @@ static __always_inline void end_requests(struct connection *c, struct sock *sk, 
 	if (!w)
 		return;
 	w->index = slot;
+	w->pid_tgid = bpf_get_current_pid_tgid();
 	if (!c->tls)
 		last_unseen(c, sk, w);
 	abandon(c, w, bpf_ktime_get_ns(), error);

@@ -17,6 +17,7 @@
 #include "protocols/http1.h"
 #include "protocols/http2.h"
 #include "lib/source.h"
+#include "lib/serving.h"
 #include "lib/connection.h"
 #include "lib/subprogram.h"
 #include "lib/context.h"
@@ -94,6 +95,7 @@ static __always_inline struct work *take_work(void)
 		if (w && !*(volatile __u32 *)&w->busy) {
 			*(volatile __u32 *)&w->busy = 1;
 			w->index = i;
+			w->pid_tgid = bpf_get_current_pid_tgid();
 			return w;
 		}
 	}

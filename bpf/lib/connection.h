@@ -5,18 +5,6 @@
  */
 #pragma once
 
-/* Who a request is, and who its parent is. */
-struct context {
-	__u64 trace_id[2];
-	__u64 span_id;
-	__u64 parent_span_id;
-	__u64 peer_key;	  /* where the client at the other end would have left its context */
-	__u32 peer_stamp; /* and what must stand there with it */
-	__u8 trace_flags;
-	__u8 source;	  /* enum parent_source */
-	__u8 pad[2];
-};
-
 /* A request that waits for its response. */
 struct exchange {
 	__u64 start_mono_ns;
@@ -33,7 +21,7 @@ struct exchange {
 	__u8 host_length;
 	__u8 method;
 	__u8 open;
-	__u8 counted;	     /* in the open requests of its thread or process */
+	__u8 counted;	     /* enum counted: in whose open requests it is */
 	__u8 pad[5];
 };
 
@@ -80,6 +68,7 @@ enum tls {
 
 struct connection {
 	__u64 id;
+	__u64 peer_key;		/* see there; over TCP always the same */
 	__u64 head_requests;	/* one bit a sequence number: the response has no body */
 	__u64 connect_requests; /* one bit a sequence number: a 2xx ends HTTP */
 	__u32 requests;		/* begun so far */

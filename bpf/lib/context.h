@@ -6,18 +6,15 @@
  */
 #pragma once
 
-/* The server requests that are open in a thread. */
+/* What is known of a thread. */
 struct thread {
-	__u32 open;		/* server requests begun and not finished by this thread */
-	__u32 sequence;
-	__u64 connection_id;	/* of the newest */
-	struct context context; /* of the newest */
+	struct serving serving;
 	__u64 message_vector;	/* sendmmsg, recvmmsg: the vector of the call that is under way */
 	__u32 message_index;
-	__u8 handed_out;	/* the context became somebody's parent: it must not change any more */
 	__u8 tls_handshake;	/* the call on tls_session moves no plaintext */
 	__u8 tls_ahead;		/* what it moves was followed when it began */
-	__u8 tls_dull;	/* it has met a session of which nothing is told */
+	__u8 tls_dull;		/* it has met a session of which nothing is told */
+	__u8 pad0;
 	__u64 tls_session;	/* of a TLS library, whose call this thread is in; 0: in none */
 	__u64 tls_buffer;	/* arguments of that call */
 	__u64 tls_length;
@@ -243,39 +240,62 @@ static __always_inline void process_sum(struct process *p, const struct context 
 }
 
 /* Take off what ended elsewhere; which request remains is then not certain any more. */
-static __always_inline void thread_settle(struct thread *thread)
+static __always_inline void serving_settle(struct serving *s, __u32 tid)
 {
-	__u32 tid, *ended;
+	__u32 *ended;
 
-	if (!thread->open)
+	if (!s->open || s->tid)
 		return;
-	tid = (__u32)bpf_get_current_pid_tgid();
 	ended = bpf_map_lookup_elem(&ended_elsewhere, &tid);
 	if (!ended)
 		return;
-	thread->open = thread->open > *ended ? thread->open - *ended : 0;
-	thread->connection_id = 0;
+	s->open = s->open > *ended ? s->open - *ended : 0;
+	s->connection_id = 0;
 	bpf_map_delete_elem(&ended_elsewhere, &tid);
 }
+
+/* The open requests of the current thread. */
+static __always_inline struct serving *current_serving(__u32 tid, bool make)
+{
+	struct serving *s = NULL;
+	struct thread *thread;
+
+#ifndef ONLOOKER_OLD_KERNEL
+	__u32 other;
+
+	s = &servings[tid & (SERVINGS - 1)];
+	other = s->tid;
+
+	if (other == tid)
+		return s;
+	if (make && !s->open && __sync_val_compare_and_swap(&s->tid, other, tid) == other) {
+		s->connection_id = 0;
+		return s;
+	}
+#endif
+	thread = current_thread(make);
+	s = thread ? &thread->serving : NULL;
+	asked_of_itself(s);
+	if (s)
+		serving_settle(s, tid);
+	return s;
+}
+
+enum counted {
+	COUNTED_NOWHERE = 0,
+	COUNTED_IN_THREAD = 1,
+	COUNTED_IN_PROCESS = 2,
+};
 
 /* A server request begins in the current thread: what the thread sends from now on is its child. */
 static __always_inline void context_enter(struct connection *c, struct exchange *x)
 {
-	struct thread *thread = current_thread(true);
+	__u32 tgid = x->tgid;
+	struct serving *s;
+	struct process *p;
 
-	if (thread) {
-		thread_settle(thread);
-		thread->open++;
-		thread->connection_id = c->id;
-		thread->sequence = x->sequence;
-		thread->context = x->context;
-		thread->handed_out = 0;
-	}
-	x->counted = 1;
-	if (flags_of(x->tgid) & PROCESS_THREAD_UNCERTAIN) {
-		__u32 tgid = x->tgid;
-		struct process *p = bpf_map_lookup_elem(&processes, &tgid);
-
+	if (flags_of(tgid) & PROCESS_THREAD_UNCERTAIN) {
+		p = bpf_map_lookup_elem(&processes, &tgid);
 		if (!p) {
 			struct process fresh = {};
 
@@ -284,20 +304,28 @@ static __always_inline void context_enter(struct connection *c, struct exchange 
 		}
 		if (p) {
 			process_sum(p, &x->context, 1);
-			x->counted = 2;
+			x->counted = COUNTED_IN_PROCESS;
 		}
+		return;
 	}
+	s = current_serving(x->tid, true);
+	if (!s)
+		return;
+	__sync_fetch_and_add(&s->open, 1);
+	s->connection_id = c->id;
+	s->sequence = x->sequence;
+	s->context = x->context;
+	s->handed_out = 0;
+	x->counted = COUNTED_IN_THREAD;
 }
 
 /* The request is over, in this thread or in another. */
-static __always_inline void context_leave(struct connection *c, struct exchange *x)
+static __always_inline void context_leave(struct connection *c, struct exchange *x, __u32 current_tid)
 {
-	struct thread *thread;
+	__u32 tid = x->tid, tgid = x->tgid, one = 1, *ended;
+	struct serving *s = NULL;
 
-	if (!x->counted)
-		return;
-	if (x->counted == 2) {
-		__u32 tgid = x->tgid;
+	if (x->counted == COUNTED_IN_PROCESS) {
 		struct process *p = bpf_map_lookup_elem(&processes, &tgid);
 
 		if (p) {
@@ -306,33 +334,46 @@ static __always_inline void context_leave(struct connection *c, struct exchange 
 				x->context.peer_key = 0;
 		}
 	}
-	x->counted = 0;
-	thread = current_thread(false);
-	if (thread && thread->connection_id == c->id && thread->sequence == x->sequence) {
-		/* its children were told this trace: an answer from the peer comes too late */
-		if (thread->handed_out && x->context.source == PARENT_NONE) {
-			x->context = thread->context;
-			x->context.peer_key = 0;
-		}
-		thread->connection_id = 0;
+	if (x->counted != COUNTED_IN_THREAD) {
+		x->counted = COUNTED_NOWHERE;
+		return;
 	}
-	if (x->tid == (__u32)bpf_get_current_pid_tgid()) {
-		if (thread && thread->open)
-			thread->open--;
-	} else {
-		__u32 one = 1, tid = x->tid, *ended = bpf_map_lookup_elem(&ended_elsewhere, &tid);
+	x->counted = COUNTED_NOWHERE;
+#ifndef ONLOOKER_OLD_KERNEL
+	s = serving_of(tid);
+#endif
+	if (!s && tid == current_tid) {
+		struct thread *thread = current_thread(false);
 
+		if (thread)
+			s = &thread->serving;
+	}
+	asked_of_itself(s);
+	if (!s) {
+		ended = bpf_map_lookup_elem(&ended_elsewhere, &tid);
 		if (ended)
 			__sync_fetch_and_add(ended, 1);
 		else
 			bpf_map_update_elem(&ended_elsewhere, &tid, &one, BPF_ANY);
+		return;
 	}
+	if (s->connection_id == c->id && s->sequence == x->sequence) {
+		/* its children were told this trace: an answer from the peer comes too late */
+		if (s->handed_out && x->context.source == PARENT_NONE) {
+			x->context = s->context;
+			x->context.peer_key = 0;
+		}
+		s->connection_id = 0;
+	}
+	if (s->open)
+		__sync_fetch_and_add(&s->open, -1);
 }
 
 /* A client request begins in the current thread: whose child is it? */
-static __always_inline void context_inherit(struct context *context, __u32 tgid, __u64 now)
+static __always_inline void context_inherit(struct context *context, __u64 pid_tgid, __u64 now)
 {
-	struct thread *thread;
+	__u32 tgid = pid_tgid >> 32;
+	struct serving *s;
 
 	if (context->source != PARENT_NONE)
 		return;
@@ -358,22 +399,19 @@ static __always_inline void context_inherit(struct context *context, __u32 tgid,
 		context->source = PARENT_THREAD;
 		return;
 	}
-	thread = current_thread(false);
-	if (!thread)
+	s = current_serving((__u32)pid_tgid, false);
+	if (!s || !s->open)
 		return;
-	thread_settle(thread);
-	if (!thread->open)
-		return;
-	if (thread->open > 1 || !thread->connection_id) {
+	if (s->open > 1 || !s->connection_id) {
 		context->source = PARENT_AMBIGUOUS;
 		return;
 	}
-	resolve(&thread->context, now);
-	thread->handed_out = 1;
-	context->trace_id[0] = thread->context.trace_id[0];
-	context->trace_id[1] = thread->context.trace_id[1];
-	context->parent_span_id = thread->context.span_id;
-	context->trace_flags = thread->context.trace_flags;
+	resolve(&s->context, now);
+	s->handed_out = 1;
+	context->trace_id[0] = s->context.trace_id[0];
+	context->trace_id[1] = s->context.trace_id[1];
+	context->parent_span_id = s->context.span_id;
+	context->trace_flags = s->context.trace_flags;
 	context->source = PARENT_THREAD;
 }
 

@@ -297,7 +297,8 @@ static __always_inline void on_ciphertext(struct connection *c, struct sock *sk,
  */
 static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int result, int flags, __u32 skip)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u32 tgid = pid_tgid >> 32;
 	struct connection *c;
 	struct stream *s;
 	struct call call;
@@ -337,6 +338,7 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 	if (!w)
 		return 0;
 	w->index = direction;
+	w->pid_tgid = pid_tgid;
 	w->emit = EMIT_NONE;
 	w->head_of = 0;
 	w->datagram = c->datagram;

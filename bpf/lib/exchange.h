@@ -109,7 +109,11 @@ static __always_inline void emit_exchange(struct connection *c, struct work *w, 
 		ring_submit(ring_512, r);
 	} else {
 		r->kind = RECORD_HTTP;
-		ring_submit(ring_256, r);
+		/* they come by the thousand: how full the ring is, is asked for one in eight */
+		if (w->submitted++ & 7)
+			bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+		else
+			ring_submit(ring_256, r);
 	}
 }
 
@@ -144,7 +148,7 @@ SUBPROGRAM(emit)
 			w->flags |= x->flags;
 			if (request->phase != PHASE_START && c->requests == c->responses + 1)
 				w->flags |= REQUEST_INCOMPLETE;
-			context_leave(c, x);
+			context_leave(c, x, (__u32)w->pid_tgid);
 			if (c->request_direction == DIRECTION_RECEIVE)
 				resolve(&x->context, w->end_mono_ns);
 		} else {
@@ -228,18 +232,17 @@ static __always_inline void abandon(struct connection *c, struct work *w, __u64 
 }
 
 /* The first byte of a request. */
-static __always_inline struct exchange *begin_request(struct connection *c, struct stream *s)
+static __always_inline struct exchange *begin_request(struct connection *c, struct stream *s, __u64 pid_tgid)
 {
 	__u32 which = c->exchanges[CURRENT].open ? AHEAD : CURRENT;
 	struct exchange *x = &c->exchanges[which & 1];
-	__u64 now_pid = bpf_get_current_pid_tgid();
 
 	x->start_mono_ns = s->start_mono_ns;
 	x->end_mono_ns = s->start_mono_ns;
 	x->body_bytes = 0;
 	x->sequence = c->requests;
-	x->tgid = now_pid >> 32;
-	x->tid = (__u32)now_pid;
+	x->tgid = pid_tgid >> 32;
+	x->tid = (__u32)pid_tgid;
 	x->flags = which == AHEAD ? REQUEST_HALF : 0;
 	x->text_length = 0;
 	x->target_length = 0;
@@ -497,9 +500,11 @@ SUBPROGRAM_1(request_context, direction)
 	w->head_of = 0;
 	context_new(&x->context, &w->head, c->id, x->sequence);
 	if (client)
-		context_inherit(&x->context, x->tgid, w->now_mono_ns);
+		context_inherit(&x->context, w->pid_tgid, w->now_mono_ns);
 	if (x->context.source != PARENT_HEADER) {
-		x->context.peer_key = peer_key(c, w->peer_socket, client);
+		if (!c->peer_key || !c->addresses_known)
+			c->peer_key = peer_key(c, w->peer_socket, client);
+		x->context.peer_key = c->peer_key;
 		x->context.peer_stamp = w->stamp;
 		if (client)
 			context_publish(&x->context, w->now_mono_ns);
@@ -673,16 +678,18 @@ WORKPROGRAM(scan_part)
 	if (!w)
 		return 0;
 	http1_scan(&w->head, &w->window, 32);
-	return w->window.position < w->window.length && !(w->head.flags & HEAD_COMPLETE);
+	return (w->window.position & ~INSIDE_LINE) < w->window.length && !(w->head.flags & HEAD_COMPLETE);
 }
 
 WORKPROGRAM(scan_window)
 {
 	if (!w)
 		return 0;
+	http1_scan_begin(&w->head, &w->window);
 	for (int i = 0; i < 5; i++)
 		if (!scan_part(w))
 			break;
+	http1_scan_end(&w->head, &w->window);
 	if (w->window.host | w->window.found_length | w->window.found_type | w->window.found_encoding |
 	    w->window.found_traceparent)
 		http1_fields(&w->head, &w->window);
@@ -744,8 +751,6 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 	n &= WINDOW_MASK;
 	length = carry + n;
 	w->window.length = length;
-	w->window.position = carry;
-	w->window.line_start = 0;
 	zero_words(&w->window.start_line, 16);
 
 	if (s->phase == PHASE_START) {
@@ -775,7 +780,6 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 			s->carry_length = 0;
 			return false;
 		}
-		w->window.position = 0;
 		s->phase = PHASE_HEAD;
 		zero_words(&w->head, sizeof(w->head));
 		/* `carry` bytes of the head came with earlier calls */
@@ -797,7 +801,7 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 				}
 				s->phase = PHASE_HEAD;
 			}
-			begin_request(c, s);
+			begin_request(c, s, w->pid_tgid);
 		}
 	} else {
 		w->head = s->head;

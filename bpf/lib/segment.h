@@ -112,7 +112,7 @@ static __always_inline void fill_segment(struct segment_head *r, struct connecti
 	copy_words(r->local_address, c->local_address, 16);
 	copy_words(r->remote_address, c->remote_address, 16);
 	if (direction == DIRECTION_SEND && c->request_direction == DIRECTION_SEND && length)
-		context_inherit(&context, now_pid >> 32, now);
+		context_inherit(&context, now_pid, now);
 	copy_words(r->trace_id, context.trace_id, 16);
 	copy_words(r->span_id, &context.parent_span_id, 8);
 	zero_words(&r->trace_flags, 8);

@@ -22,6 +22,7 @@ struct work {
 	struct http1_window window;
 	struct http1_head head;
 	struct http1_chunk chunk;
+	__u64 pid_tgid;	     /* of the current task */
 	__u64 now_mono_ns;
 	__u64 first_mono_ns; /* when the first byte came, see arrival() */
 	__u64 end_mono_ns;   /* of the message that ended */
@@ -30,7 +31,7 @@ struct work {
 	__u32 stream_end;    /* position of the stream behind the transfer, alike at both ends */
 	__u32 stamp;	     /* position of the first byte of the request whose head is complete */
 	__u32 unseen;	     /* bytes that moved past the hooks since then */
-	__u32 pad0;
+	__u32 submitted;     /* records of exchanges */
 	__u64 peer_socket;   /* AF_UNIX: the server's socket */
 	__u16 flags;	     /* enum request_flags of the exchange that ended */
 	__u8 emit;	     /* enum emit */

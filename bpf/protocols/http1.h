@@ -52,8 +52,8 @@ enum head_flags {
 struct http1_window {
 	__u8 bytes[WINDOW_BYTES];
 	__u32 length;	   /* valid bytes */
-	__u32 position;	   /* in: where to go on; out: behind what is used up */
-	__u32 line_start;  /* of the line that position stands in */
+	__u32 position;	   /* in: where to go on; out: behind what is used up; INSIDE_LINE may be added meanwhile */
+	__u32 line_start;  /* of the line that position stands in, if that is not its beginning */
 	__u32 pad0;
 	__u16 start_line;  /* length of the start line without its line end, if it ended in this window */
 	__u16 host;	   /* offset of the value of Host, 0: not in this window */
@@ -61,8 +61,8 @@ struct http1_window {
 	__u16 found_length;	 /* offsets behind the name of a field, 0: not in this window */
 	__u16 found_type;
 	__u16 found_traceparent;
-	__u16 found_encoding;	 /* offset of the line end of Transfer-Encoding */
-	__u16 pad;
+	__u16 found_encoding;
+	__u16 value_end;	 /* of the field that was looked at last */
 };
 
 static __always_inline __u64 load8(const __u8 *bytes, __u32 offset)
@@ -218,8 +218,8 @@ static __always_inline bool http1_version(__u64 last)
 /* One bit for each character that a line which matters begins with: a field's letter, capital or not, or a line end. */
 #define NOTED (1U << ('c' & 31) | 1U << ('h' & 31) | 1U << ('t' & 31) | 1U << '\r' | 1U << '\n')
 
-/* The line from `line` to the line end at `at` has ended: does its field matter? */
-static __always_inline void http1_field(struct http1_window *w, __u64 word, __u32 line, __u32 at)
+/* A line begins with `word`: does its field matter? */
+static __always_inline void http1_field(struct http1_window *w, __u64 word, __u32 line)
 {
 	__u64 rest;
 
@@ -234,95 +234,182 @@ static __always_inline void http1_field(struct http1_window *w, __u64 word, __u3
 		rest = load8(w->bytes, line + 8) | LOWER;
 		/* "-encodin", the '-' having gained no bit */
 		if (rest == TEXT8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n'))
-			w->found_encoding = at;
+			w->found_encoding = line + 16;
 	} else if (word == TEXT8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r')) {
 		rest = load8(w->bytes, line + 8) | LOWER;
 		if ((rest & FIRST(4)) == (TEXT8('e', 'n', 't', ':', 0, 0, 0, 0) & FIRST(4)))
 			w->found_traceparent = line + 12;
 	} else if ((word & FIRST(5)) == (TEXT8('h', 'o', 's', 't', ':', 0, 0, 0) & FIRST(5))) {
 		w->host = line + 5;
-		w->host_length = at - (line + 5); /* trimmed by http1_fields */
 	}
 }
 
+/* Behind the valid bytes.  Loaded each time: what the verifier learned from one comparison would tell paths apart for good. */
+#define WINDOW_END(w) ((__u64)*(volatile __u32 *)&(w)->length)
+
+/* A position inside a line whose beginning was looked at. */
+#define INSIDE_LINE (1U << 16)
+
 /*
- * Walk over one window: find the line ends, and note where the fields that matter have their
- * values.  Stops behind the head's empty line (HEAD_COMPLETE) or at the end of the window; an
- * unfinished line is left for the next one (line_start).  A turn looks at 32 bytes, or at those to
- * the next line end.
+ * Look for a line end in SCAN_STRIDE bytes, and go to `look` with `bytes` and `at` at the word that may have it.  The word
+ * itself is loaded again there: registers are few, and with one less the three constants stay where they are.
+ */
+#define SCAN_STRIDE 32
+#define SCAN_WORDS(bytes, at, found, look)                                                         \
+	do {                                                                                       \
+		found = maybe_byte(*(const volatile __u64 *)(bytes), '\n');                        \
+		if (found)                                                                         \
+			goto look;                                                                 \
+		found = maybe_byte(*(const volatile __u64 *)((bytes) + 8), '\n');                  \
+		if (found) {                                                                       \
+			bytes += 8;                                                                \
+			at += 8;                                                                   \
+			goto look;                                                                 \
+		}                                                                                  \
+		found = maybe_byte(*(const volatile __u64 *)((bytes) + 16), '\n');                 \
+		if (found) {                                                                       \
+			bytes += 16;                                                               \
+			at += 16;                                                                  \
+			goto look;                                                                 \
+		}                                                                                  \
+		found = maybe_byte(*(const volatile __u64 *)((bytes) + 24), '\n');                 \
+		bytes += 24;                                                                       \
+		at += 24;                                                                          \
+	} while (0)
+
+/* The start line has ended at `at`, or the rest of a line whose beginning was looked at before. */
+static __always_inline void http1_line_over(struct http1_head *head, struct http1_window *w, __u32 at)
+{
+	__u8 flags = *(volatile __u8 *)&head->flags;
+
+	if ((flags & (HEAD_SKIP_LINE | HEAD_LINE_DONE)) == HEAD_LINE_DONE)
+		return;
+	if (!(flags & HEAD_SKIP_LINE)) {
+		__u32 length = at - *(volatile __u32 *)&w->line_start;
+
+		if (length && w->bytes[(at - 1) & WINDOW_MASK] == '\r')
+			length--;
+		w->start_line = length;
+	}
+	*(volatile __u8 *)&head->flags = (flags & ~HEAD_SKIP_LINE) | HEAD_LINE_DONE;
+}
+
+/* The rarer ends of a turn: the line does not end here, or its beginning was in an earlier turn. */
+static __always_inline void http1_scan_inside(struct http1_head *head, struct http1_window *w, __u32 at, bool found,
+					      __u32 end)
+{
+	__u32 here = at & ~INSIDE_LINE;
+
+	if (!(at & INSIDE_LINE)) {
+		w->line_start = *(volatile __u32 *)&w->position;
+	} else if (found && here < end) {
+		http1_line_over(head, w, here);
+		*(volatile __u32 *)&w->position = here + 1;
+		return;
+	}
+	*(volatile __u32 *)&w->position = (found ? end : here + 8) | INSIDE_LINE;
+}
+
+/*
+ * Walk over one window: find the lines, and note where the fields that matter have their values.  Stops behind the head's
+ * empty line (HEAD_COMPLETE) or at the end of the window.  A turn looks at SCAN_STRIDE bytes, or at those to the next line
+ * end.  What changes from turn to turn is kept in memory: the verifier then sees every turn alike.
  */
 static __always_inline void http1_scan(struct http1_head *head, struct http1_window *w, __u32 steps)
 {
-	__u64 end = w->length;
-
-	if (end > WINDOW_SIZE)
-		end = WINDOW_SIZE;
+	/* the bytes stand at the window's beginning: one register for both */
+	asm volatile("" : "+r"(w));
 	for (__u64 i = 0; i < steps; i++) {
-		/* What changes from turn to turn is kept in memory: the verifier then sees every turn alike. */
-		__u64 at = *(volatile __u32 *)&w->position, line, found, word;
-		const __u8 *bytes;
-		__u8 flags;
+		__u64 at = *(volatile __u32 *)&w->position, found, word;
+		const __u8 *bytes = w->bytes + (at & WINDOW_MASK);
 
-		if (at >= end)
-			break;
-		bytes = w->bytes + (at & WINDOW_MASK);
-		word = *(const __u64 *)bytes;
-		found = maybe_byte(word, '\n');
-		if (found)
-			goto look;
-		word = *(const __u64 *)(bytes + 8);
-		found = maybe_byte(word, '\n');
-		if (found) {
-			at += 8;
-			goto look;
-		}
-		word = *(const __u64 *)(bytes + 16);
-		found = maybe_byte(word, '\n');
-		if (found) {
-			at += 16;
-			goto look;
-		}
-		word = *(const __u64 *)(bytes + 24);
-		found = maybe_byte(word, '\n');
-		at += 24;
-	look:
-		found = sure_byte(found, word);
-		if (!found) {
-			*(volatile __u32 *)&w->position = at + 8;
-			continue;
-		}
-		at += first_found(found);
-		if (at >= end) {
-			*(volatile __u32 *)&w->position = end;
-			break;
-		}
-		line = *(volatile __u32 *)&w->line_start;
-		*(volatile __u32 *)&w->position = at + 1;
-		*(volatile __u32 *)&w->line_start = at + 1;
-		flags = *(volatile __u8 *)&head->flags;
-		if ((flags & (HEAD_SKIP_LINE | HEAD_LINE_DONE)) != HEAD_LINE_DONE) {
-			if (!(flags & HEAD_SKIP_LINE)) {
-				__u32 length = at - line;
+		if (at >= WINDOW_END(w)) {
+			if (!(at & INSIDE_LINE) || (at & ~INSIDE_LINE) >= WINDOW_END(w))
+				break;
+		} else {
+			word = *(const volatile __u64 *)bytes;
+			if (NOTED >> (word & 31) & 1) {
+				if ((word & 0xffff) == ('\r' | '\n' << 8) || (word & 0xff) == '\n') {
+					__u64 behind = at + ((word & 0xff) == '\r') + 1;
 
-				if (length && w->bytes[(at - 1) & WINDOW_MASK] == '\r')
-					length--;
-				w->start_line = length;
+					if (behind <= WINDOW_END(w)) {
+						*(volatile __u32 *)&w->position = behind;
+						*(volatile __u8 *)&head->flags |= HEAD_COMPLETE;
+						return;
+					}
+				}
+				http1_field(w, word, at);
 			}
-			*(volatile __u8 *)&head->flags = (flags & ~HEAD_SKIP_LINE) | HEAD_LINE_DONE;
-			continue;
 		}
-		word = load8(w->bytes, line);
-		if (!(NOTED >> (word & 31) & 1))
-			continue;
-		if ((word & 0xff) == '\n' || (word & 0xffff) == ('\r' | '\n' << 8)) {
-			*(volatile __u8 *)&head->flags = flags | HEAD_COMPLETE;
-			return;
+		SCAN_WORDS(bytes, at, found, look);
+	look:
+		found = sure_byte(found, *(const volatile __u64 *)bytes);
+		if (found) {
+			at += first_found(found);
+			if (at < WINDOW_END(w)) {
+				*(volatile __u32 *)&w->position = at + 1;
+				continue;
+			}
 		}
-		http1_field(w, word, line, at);
+		http1_scan_inside(head, w, at, found, WINDOW_END(w));
 	}
-	/* A step may overshoot the valid bytes: they are looked at again when more has come. */
-	if (w->position > end)
-		w->position = end;
+}
+
+/* Before a scan. */
+static __always_inline void http1_scan_begin(const struct http1_head *head, struct http1_window *w)
+{
+	if ((head->flags & (HEAD_SKIP_LINE | HEAD_LINE_DONE)) != HEAD_LINE_DONE)
+		w->position = INSIDE_LINE;
+	else
+		w->position = 0;
+	w->line_start = 0;
+	if (w->length > WINDOW_SIZE)
+		w->length = WINDOW_SIZE;
+}
+
+/* After it: what the unfinished line seemed to say is left for the window that has its end. */
+static __always_inline void http1_scan_end(const struct http1_head *head, struct http1_window *w)
+{
+	if (head->flags & HEAD_COMPLETE)
+		return;
+	if (w->position & INSIDE_LINE)
+		w->position &= ~INSIDE_LINE;
+	else
+		w->line_start = w->position;
+	/* a step may overshoot the valid bytes */
+	if (w->position > w->length)
+		w->position = w->length;
+	if (w->host > w->line_start)
+		w->host = 0;
+	if (w->found_length > w->line_start)
+		w->found_length = 0;
+	if (w->found_type > w->line_start)
+		w->found_type = 0;
+	if (w->found_traceparent > w->line_start)
+		w->found_traceparent = 0;
+	if (w->found_encoding > w->line_start)
+		w->found_encoding = 0;
+}
+
+/* Where the line ends that goes on at `from`.  The place is kept in memory, as by http1_scan. */
+static __always_inline __u32 http1_value_end(struct http1_window *w, __u32 from)
+{
+	*(volatile __u16 *)&w->value_end = from;
+	for (__u32 i = 0; i < WINDOW_SIZE / 8 + 1; i++) {
+		__u32 at = *(volatile __u16 *)&w->value_end;
+		const __u8 *bytes = w->bytes + (at & WINDOW_MASK);
+		__u64 found;
+
+		SCAN_WORDS(bytes, at, found, look);
+	look:
+		found = sure_byte(found, *(const volatile __u64 *)bytes);
+		if (found) {
+			*(volatile __u16 *)&w->value_end = at + first_found(found);
+			break;
+		}
+		*(volatile __u16 *)&w->value_end = at + 8;
+	}
+	return *(volatile __u16 *)&w->value_end;
 }
 
 /* Eight hexadecimal digits, the first in the lowest byte, to four bytes in their order; false: not all digits. */
@@ -374,23 +461,25 @@ static __always_inline void http1_traceparent(struct http1_head *head, const __u
 static __always_inline void http1_fields(struct http1_head *head, struct http1_window *w)
 {
 	if (w->host) {
-		__u32 start = w->host, end = start + w->host_length;
+		__u32 start = skip_blanks(w->bytes, w->host), end = http1_value_end(w, w->host);
 
-		start = skip_blanks(w->bytes, start);
 		end = trim_blanks(w->bytes, start, end);
 		w->host = start;
 		w->host_length = end > start ? end - start : 0;
 	}
 	if (w->found_length) {
-		__u32 at = w->found_length;
-		__u64 value = 0;
+		__u32 at = skip_blanks(w->bytes, w->found_length);
+		__u64 value = 0, word = 0;
 
-		at = skip_blanks(w->bytes, at);
 		for (__u32 i = 0; i < 19; i++) {
-			__u8 digit = w->bytes[(at + i) & WINDOW_MASK] - '0';
+			__u32 digit;
 
+			if (!(i & 7))
+				word = load8(w->bytes, at + i);
+			digit = (__u32)(word & 0xff) - '0';
 			if (digit > 9)
 				break;
+			word >>= 8;
 			value = value * 10 + digit;
 		}
 		head->content_length = value;
@@ -403,8 +492,9 @@ static __always_inline void http1_fields(struct http1_head *head, struct http1_w
 			head->flags |= HEAD_EVENT_STREAM;
 	}
 	if (w->found_encoding) {
-		/* the field's name and its colon stand before it at least */
-		__u32 at = trim_blanks(w->bytes, w->found_encoding - 18, w->found_encoding);
+		__u32 at = http1_value_end(w, w->found_encoding);
+
+		at = trim_blanks(w->bytes, w->found_encoding, at);
 
 		/* RFC 9112 section 6.3: chunked counts as the final coding only */
 		if (((load8(w->bytes, at - 7) | LOWER) & FIRST(7)) ==

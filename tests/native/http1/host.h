@@ -26,6 +26,7 @@
 #include "../../../bpf/socket.bpf.c"
 
 __u8 process_flags[PID_LIMIT];
+struct serving servings[SERVINGS];
 
 static struct work host_works[WORKS];
 static struct connection host_connection;
