@@ -21,8 +21,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import msgspec
-
 from onlooker import __version__
 from onlooker.aggregate.aggregator import Aggregator
 from onlooker.assemble.exchanges import Exchanges
@@ -32,6 +30,7 @@ from onlooker.batches import Identities, RequestBatch, SpanKind, Values
 from onlooker.capture.capture import Capture, Records
 from onlooker.capture.clock import UnixClock
 from onlooker.config import Config, Loaded, Selector
+from onlooker.config.reload import taken_over
 from onlooker.confinement import confine
 from onlooker.discover.naming import Host
 from onlooker.discover.report import open_proc
@@ -79,17 +78,11 @@ INTERVAL_MAX_S: Final = 1.0
 SPAN_BYTES: Final = 512
 """Of an encoded span, generously."""
 
-RELOADED: Final = {
-    "open_port", "auto_target_exe", "auto_target_language", "auto_target_cmd_args", "target_pids", "executable_name",
-    "discovery", "routes",
-}  # fmt: skip
-"""Keys and sections of the configuration that SIGHUP changes without a restart; the sampler too."""
-
 TRIM_S: Final = 10.0
 """How often the heap gives back what lies free between columns that are in use: half of what a busy second takes."""
 
-SETTLED_S: Final = 90.0
-"""By then everything has run once: the first export of metrics is after a minute."""
+UNMAP_S: Final = 90.0
+"""How often pages of programs and libraries go: what ran once (a view, an export of metrics) would stay mapped."""
 
 Sink = Callable[[RequestBatch], None]
 
@@ -243,6 +236,7 @@ class Agent:
         self._thread: threading.Thread | None = None
         self.interval_s = 0.02
         self._trimmed_s, self._trimmed_at = time.monotonic(), 0
+        self._unmapped_s = time.monotonic()
         self.rounds = self.records = 0
         self._gate: int | None = None
         self._wake_main: Callable[[], object] = lambda: None
@@ -414,6 +408,9 @@ class Agent:
         if now - self._trimmed_s >= TRIM_S and self.pipeline.requests != self._trimmed_at:
             self._trimmed_s, self._trimmed_at = now, self.pipeline.requests
             trim_heap()
+        if now - self._unmapped_s >= UNMAP_S:
+            self._unmapped_s = now
+            unmap_files()
 
     def _pause_s(self) -> float:
         return self.interval_s * self.pipeline.overload.stretch
@@ -441,8 +438,6 @@ class Agent:
         if self.loaded.config.confine and (reason := confine()):
             log.warning("not confined by a system call filter: %s", reason)
         release_start()
-        # the first requests, scrape and export bring back what they need, and code that runs once
-        loop.call_later(SETTLED_S, unmap_files)
         live = self._show_live(ended)
         try:
             await self._watch_over(ended)
@@ -497,21 +492,17 @@ class Agent:
         """Between two rounds: what can change while requests are under way."""
         loaded, self._loaded_anew = self._loaded_anew, None
         assert loaded is not None
-        old, new = self.loaded.config, loaded.config
-        changed = {name for name in old.__struct_fields__ if getattr(old, name) != getattr(new, name)}
-        pipeline = self.pipeline
-        self.watcher.select(loaded.selection)
-        if "routes" in changed:
-            pipeline.use_routes(new)
-        sampler = new.otel_traces_export.sampler
-        if sampler != old.otel_traces_export.sampler:
-            pipeline.use_sampler(new)
-            if msgspec.structs.replace(old.otel_traces_export, sampler=sampler) == new.otel_traces_export:
-                changed.remove("otel_traces_export")
-        self.loaded = loaded
+        old = self.loaded.config
+        self.loaded, later = taken_over(self.loaded, loaded)
+        config = self.loaded.config
+        self.watcher.select(self.loaded.selection)
+        if config.routes != old.routes:
+            self.pipeline.use_routes(config)
+        if config.otel_traces_export.sampler != old.otel_traces_export.sampler:
+            self.pipeline.use_sampler(config)
         watched = len(self.watcher.watched())
         log.info("configuration reloaded: watching %d process%s", watched, "" if watched == 1 else "es")
-        if later := sorted(changed - RELOADED):
+        if later:
             log.warning("these changes need a restart: %s", ", ".join(later))
 
     # ---- stop ----

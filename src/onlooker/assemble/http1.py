@@ -26,6 +26,7 @@ _REQUEST_HALF: Final = 1
 _RESPONSE_HALF: Final = 2
 _TEXT_TRUNCATED: Final = 16
 _RESPONSE_LINGERS: Final = 64
+_OF_RESPONSE: Final = ("status", "error", "response_start_mono_ns", "response_end_mono_ns", "response_body_bytes")
 _REQUEST_STREAM: Final = 256
 _REQUESTS_OVER: Final = 1024
 _REQUEST_TO_HTTP2: Final = 2048
@@ -148,10 +149,12 @@ class Http1:
     # ---- rare rows ----
 
     def _join(self, parts: list[NDArray[Any]], special: list[NDArray[np.bool_]], now: int) -> list[NDArray[Any]]:
+        rows = [part[mask] for part, mask in zip(parts, special, strict=True)]
+        joined, rows = _join_at_once(rows)
         finished: list[Any] = []
         responses: list[Any] = []
-        for part, mask in zip(parts, special, strict=True):
-            for row in part[mask]:
+        for part in rows:
+            for row in part:
                 key = (int(row["connection_id"]), int(row["sequence"]))
                 flags = int(row["flags"])
                 if flags & _RESPONSE_LINGERS:
@@ -172,13 +175,7 @@ class Http1:
                     self.dropped["half_without_request"] += 1
                     continue
                 whole = request.copy()
-                for name in (
-                    "status",
-                    "error",
-                    "response_start_mono_ns",
-                    "response_end_mono_ns",
-                    "response_body_bytes",
-                ):
+                for name in _OF_RESPONSE:
                     whole[name] = row[name]
                 whole["flags"] = int(request["flags"]) | int(row["flags"])
                 finished.append(whole)
@@ -191,7 +188,7 @@ class Http1:
         by_type: dict[np.dtype[Any], list[Any]] = {}
         for row in finished:
             by_type.setdefault(row.dtype, []).append(row)
-        return [np.array(rows, dtype) for dtype, rows in by_type.items()]
+        return [*joined, *(np.array(some, dtype) for dtype, some in by_type.items())]
 
     def _upgrade(self, row: Any) -> Upgrade:
         text = row["text"][: int(row["text_length"])].tobytes()
@@ -418,6 +415,52 @@ class Http1:
                 table[number] = self._values.id(kind(number))
             ids = table[numbers]
         return ids
+
+
+def _join_at_once(parts: list[NDArray[Any]]) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """Join the halves whose other half is in the same round, as most are.
+
+    Returns:
+        Whole records, and what is left of each part.
+    """
+    whole: list[NDArray[Any]] = []
+    left = list(parts)
+    half = _REQUEST_HALF | _RESPONSE_HALF | _RESPONSE_LINGERS
+    for at in range(len(left)):
+        for other in range(len(left)):
+            requests = np.flatnonzero((left[at]["flags"] & half) == _REQUEST_HALF)
+            responses = np.flatnonzero((left[other]["flags"] & (half | _REQUESTS_OVER)) == _RESPONSE_HALF)
+            if not (requests.size and responses.size):
+                continue
+            first, second = _pairs(left[at][requests], left[other][responses])
+            asked, answered = requests[first], responses[second]
+            made, ends = left[at][asked], left[other][answered]
+            for name in _OF_RESPONSE:
+                made[name] = ends[name]
+            made["flags"] |= ends["flags"]
+            whole.append(made)
+            if other == at:
+                left[at] = np.delete(left[at], np.concatenate([asked, answered]))
+            else:
+                left[at], left[other] = np.delete(left[at], asked), np.delete(left[other], answered)
+    return whole, left
+
+
+def _pairs(requests: NDArray[Any], responses: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows of both that are halves of one exchange."""
+    keys, wanted = (
+        rows["connection_id"].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + rows["sequence"].astype(np.uint64)
+        for rows in (requests, responses)
+    )
+    order = np.argsort(keys, kind="stable")
+    at = np.searchsorted(keys[order], wanted)
+    row = order[np.minimum(at, len(order) - 1)]
+    same = (requests["connection_id"][row] == responses["connection_id"]) & (
+        requests["sequence"][row] == responses["sequence"]
+    )
+    second = np.flatnonzero(same)
+    first, once = np.unique(row[second], return_index=True)
+    return first, second[once]
 
 
 def _table(ids: list[int]) -> I4:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,31 @@ def test_halves_of_pipelined_requests_are_joined_in_any_split() -> None:
     assert [dim(second, values, semconv.HTTP_RESPONSE_STATUS_CODE, i) for i in range(2)] == [202, 203]
     assert second.end_unix_ns.tolist() == [OFFSET + 2_000_002, OFFSET + 2_000_003]
     assert http1.waiting == 0
+
+
+@given(st.integers(1, 60), st.integers(1, 8), st.randoms(use_true_random=False))
+def test_halves_are_joined_once_whichever_rounds_they_come_in(count: int, rounds: int, chance: random.Random) -> None:
+    halves = []
+    for i in range(count):
+        key = {"connection": 1 + i % 3, "sequence": i // 3}
+        is_long, at = chance.random() < 0.3, chance.randrange(rounds)
+        halves.append((at, is_long, a_record(b"/%d" % i, status=0, took=0, flags=REQUEST_HALF, long=is_long, **key)))
+        ended = a_record(b"", host=b"", status=200 + i, took=i, flags=RESPONSE_HALF, **key)
+        halves.append((chance.randrange(at, rounds), False, ended))
+    chance.shuffle(halves)
+    http1 = Http1(Values(), rng=np.random.default_rng(1))
+    seen: dict[bytes | None, object] = {}
+    for now in range(rounds):
+        here = [(is_long, row) for at, is_long, row in halves if at == now]
+        short, long = ([row for is_long, row in here if is_long is wanted] for wanted in (False, True))
+        batch, values = assemble(*short, long=long or None, http1=http1)
+        for i in range(len(batch) if batch is not None else 0):
+            assert batch is not None
+            assert text(batch, semconv.URL_PATH, i) not in seen
+            seen[text(batch, semconv.URL_PATH, i)] = dim(batch, values, semconv.HTTP_RESPONSE_STATUS_CODE, i)
+    assert seen == {b"/%d" % i: 200 + i for i in range(count)}
+    assert http1.waiting == 0
+    assert not any(http1.dropped.values())
 
 
 def test_the_end_of_a_connection_ends_all_that_waits_on_it() -> None:
