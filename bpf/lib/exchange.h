@@ -686,9 +686,12 @@ WORKPROGRAM(scan_window)
 	if (!w)
 		return 0;
 	http1_scan_begin(&w->head, &w->window);
-	for (int i = 0; i < 5; i++)
+	for (int i = 0; i < 6; i++) {
 		if (!scan_part(w))
 			break;
+		if (w->window.whole && w->window.found_length && http1_shortcut(&w->head, &w->window))
+			break;
+	}
 	http1_scan_end(&w->head, &w->window);
 	if (w->window.host | w->window.found_length | w->window.found_type | w->window.found_encoding |
 	    w->window.found_traceparent)
@@ -810,6 +813,10 @@ static __always_inline bool step_head(struct connection *c, struct stream *s, st
 	which = c->exchanges[AHEAD].flags & REQUEST_HALF && c->exchanges[AHEAD].sequence == c->requests ?
 			AHEAD : CURRENT;
 	was = w->head.flags;
+	w->window.whole = 0;
+	/* one request waits for its answer: this is that answer, and no second one behind it */
+	if (!request && !carry && !w->source.offset && c->requests == c->responses + 1)
+		w->window.whole = w->source.length;
 	scan_window(w);
 
 	used = n;

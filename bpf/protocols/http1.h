@@ -54,7 +54,7 @@ struct http1_window {
 	__u32 length;	   /* valid bytes */
 	__u32 position;	   /* in: where to go on; out: behind what is used up; INSIDE_LINE may be added meanwhile */
 	__u32 line_start;  /* of the line that position stands in, if that is not its beginning */
-	__u32 pad0;
+	__u32 whole;	   /* length of a transfer that may be one response and nothing else; 0: it may not */
 	__u16 start_line;  /* length of the start line without its line end, if it ended in this window */
 	__u16 host;	   /* offset of the value of Host, 0: not in this window */
 	__u16 host_length;
@@ -339,6 +339,8 @@ static __always_inline void http1_scan(struct http1_head *head, struct http1_win
 					}
 				}
 				http1_field(w, word, at);
+				if (w->found_length && *(volatile __u32 *)&w->whole)
+					return; /* see http1_shortcut */
 			}
 		}
 		SCAN_WORDS(bytes, at, found, look);
@@ -457,6 +459,51 @@ static __always_inline void http1_traceparent(struct http1_head *head, const __u
 	head->flags |= HEAD_TRACEPARENT;
 }
 
+/* The value of Content-Length. */
+static __always_inline void http1_length(struct http1_head *head, struct http1_window *w)
+{
+	__u32 at = skip_blanks(w->bytes, w->found_length);
+	__u64 value = 0, word = 0;
+
+	for (__u32 i = 0; i < 19; i++) {
+		__u32 digit;
+
+		if (!(i & 7))
+			word = load8(w->bytes, at + i);
+		digit = (__u32)(word & 0xff) - '0';
+		if (digit > 9)
+			break;
+		word >>= 8;
+		value = value * 10 + digit;
+	}
+	head->content_length = value;
+	head->flags |= HEAD_HAS_LENGTH;
+}
+
+/*
+ * A scan has stopped at Content-Length.  If the transfer is one response, its body are the last so many bytes, and the empty line
+ * stands right before them: the lines up to there need not be looked at.  If it does not stand there, the scan goes on.
+ */
+static __always_inline bool http1_shortcut(struct http1_head *head, struct http1_window *w)
+{
+	__u64 end;
+
+	http1_length(head, w);
+	end = w->whole - head->content_length;
+	w->whole = 0;
+	if (end > w->length || end < w->found_length ||
+	    (load8(w->bytes, end - 4) & FIRST(4)) != (TEXT8('\r', '\n', '\r', '\n', 0, 0, 0, 0) & FIRST(4))) {
+		/* the line may not even be complete */
+		head->content_length = 0;
+		head->flags &= ~HEAD_HAS_LENGTH;
+		return false;
+	}
+	w->found_length = 0; /* known */
+	w->position = end;
+	head->flags |= HEAD_COMPLETE;
+	return true;
+}
+
 /* Read the values of the fields that the last scan found. */
 static __always_inline void http1_fields(struct http1_head *head, struct http1_window *w)
 {
@@ -467,24 +514,8 @@ static __always_inline void http1_fields(struct http1_head *head, struct http1_w
 		w->host = start;
 		w->host_length = end > start ? end - start : 0;
 	}
-	if (w->found_length) {
-		__u32 at = skip_blanks(w->bytes, w->found_length);
-		__u64 value = 0, word = 0;
-
-		for (__u32 i = 0; i < 19; i++) {
-			__u32 digit;
-
-			if (!(i & 7))
-				word = load8(w->bytes, at + i);
-			digit = (__u32)(word & 0xff) - '0';
-			if (digit > 9)
-				break;
-			word >>= 8;
-			value = value * 10 + digit;
-		}
-		head->content_length = value;
-		head->flags |= HEAD_HAS_LENGTH;
-	}
+	if (w->found_length)
+		http1_length(head, w);
 	if (w->found_type) {
 		__u32 at = skip_blanks(w->bytes, w->found_type);
 

@@ -253,6 +253,41 @@ def test_keep_alive_numbers_the_requests(program: Path) -> None:
     ]
 
 
+_FIELDS = (b"Server: s", b"Date: Sun, 22 Nov 2026 16:20:00 GMT", b"X-Long: " + b"v" * 90, b"ETag: \"\xc3\xa9\"",
+           b"Content-Type: text/plain")  # fmt: skip
+_BODIES = st.sampled_from(
+    [b"", b"\r\n\r\n", b"ok\r\n\r\n", b"a\r\n\r\nb\r\n\r\n", b"HTTP/1.1 500 No\r\n\r\n", b"x" * 700]
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    answers=st.lists(
+        st.tuples(st.permutations(_FIELDS), st.integers(0, 5), _BODIES, st.booleans()), min_size=1, max_size=6
+    ),
+    cuts=st.lists(st.integers(1, 300), max_size=6),
+)
+def test_a_head_ends_where_it_does_wherever_its_length_stands(
+    program: Path, answers: list[tuple[list[bytes], int, bytes, bool]], cuts: list[int]
+) -> None:
+    """The shortcut from Content-Length to the end of the transfer: empty lines in bodies must not lead it astray."""
+    script = Script().connection()
+    for number, (fields, at, body, is_head) in enumerate(answers):
+        lines = [*fields[:at], b"Content-Length: %d" % len(body), *fields[at:]]
+        answer = b"HTTP/1.1 %d OK\r\n" % (210 + number) + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+        script.transfer(RECEIVE, (b"HEAD" if is_head else b"GET") + b" /%d HTTP/1.1\r\nHost: h\r\n\r\n" % number)
+        rest = answer if is_head else answer + body
+        for size in [*cuts, len(rest)]:
+            if rest:
+                script.transfer(SEND, rest[:size])
+            rest = rest[size:]
+    ((records, losses),) = run(program, script.losses())
+    assert not losses
+    assert [(seen(r).target, int(r["status"]), int(r["response_body_bytes"])) for r in records] == [
+        (b"/%d" % n, 210 + n, 0 if is_head else len(body)) for n, (_, _, body, is_head) in enumerate(answers)
+    ]
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(2, 60), cuts=st.lists(st.integers(1, 400), max_size=30))
 def test_pipelined_requests_come_as_halves_that_join(program: Path, count: int, cuts: list[int]) -> None:
