@@ -399,7 +399,7 @@ SUBPROGRAM_1(redis_request, direction)
 	x->tid = (__u32)pid;
 	zero_words(&x->context, sizeof(x->context));
 	if (direction == DIRECTION_SEND)
-		context_inherit(&x->context, pid >> 32, now);
+		context_inherit(&x->context, pid, now);
 	return 1;
 }
 

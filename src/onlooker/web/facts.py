@@ -38,6 +38,7 @@ LOSS_TEXTS: Final[Mapping[str, str]] = {
     "unreadable": "a message head was in memory that could not be read",
     "head_too_long": "a message head was longer than what is scanned",
     "connection_map_full": "there was no room for the state of a connection",
+    "operations": "operations of a pipeline that no record had room for: how many is known, and nothing else",
     "unpaired_response": "a response whose request began before onlooker",
     "pipeline_too_deep": "more requests in flight on a connection than are told apart",
     "framing": "a message did not follow its protocol",
