@@ -81,8 +81,11 @@ SPAN_BYTES: Final = 512
 TRIM_S: Final = 10.0
 """How often the heap gives back what lies free between columns that are in use: half of what a busy second takes."""
 
-UNMAP_S: Final = 90.0
-"""How often pages of programs and libraries go: what ran once (a view, an export of metrics) would stay mapped."""
+SETTLED_S: Final = 90.0
+"""By then everything has run once: the first export of metrics is after a minute."""
+
+UNMAP_S: Final = 600.0
+"""How often pages of programs and libraries go from then on: what ran once, such as a view, would stay mapped."""
 
 Sink = Callable[[RequestBatch], None]
 
@@ -236,7 +239,7 @@ class Agent:
         self._thread: threading.Thread | None = None
         self.interval_s = 0.02
         self._trimmed_s, self._trimmed_at = time.monotonic(), 0
-        self._unmapped_s = time.monotonic()
+        self._unmap_due_s = time.monotonic() + SETTLED_S
         self.rounds = self.records = 0
         self._gate: int | None = None
         self._wake_main: Callable[[], object] = lambda: None
@@ -408,8 +411,8 @@ class Agent:
         if now - self._trimmed_s >= TRIM_S and self.pipeline.requests != self._trimmed_at:
             self._trimmed_s, self._trimmed_at = now, self.pipeline.requests
             trim_heap()
-        if now - self._unmapped_s >= UNMAP_S:
-            self._unmapped_s = now
+        if now >= self._unmap_due_s:
+            self._unmap_due_s = now + UNMAP_S
             unmap_files()
 
     def _pause_s(self) -> float:

@@ -245,7 +245,7 @@ class Duration(Kind):
         return {"anyOf": [text, {"type": "integer", "minimum": 0} if self.bare_ms else {"enum": [0, "0"]}]}
 
 
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]?i?B?)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*((?:[KMGT]i?)?B?)", re.IGNORECASE | re.ASCII)
 
 
 class Size(Kind):
@@ -272,7 +272,7 @@ class Size(Kind):
         return value
 
     def schema(self) -> dict[str, Any]:
-        text = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*[KMGTkmgt]?[iI]?[bB]?$"}
+        text = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*([KMGTkmgt][iI]?)?[bB]?$"}
         return {"anyOf": [{"type": "integer", "minimum": 0}, text]}
 
 
