@@ -33,7 +33,7 @@ from onlooker.batches import (
     Text,
 )
 
-DETAILED_PER_S: Final = 6_000
+DETAILED_PER_S: Final = 4_000
 """Requests a second whose details are looked at for interesting traces."""
 ROWS_MAX: Final = 60_000
 DETAILS_MAX: Final = 8_000
@@ -197,7 +197,7 @@ class Intake:
         second = int(batch.end_unix_ns[-1]) // 1_000_000_000
         if second != self._second:
             self._second, self._detailed = second, 0
-        n, found = len(batch), int(np.count_nonzero(wanted))
+        found = int(np.count_nonzero(wanted))
         room = max(min(DETAILED_PER_S - self._detailed, DETAILS_MAX - self._details_waiting), 0)
         if found > room:
             # Whole traces stay or go, here as well as in the next batch.
@@ -214,10 +214,10 @@ class Intake:
         if not len(rows):
             return None
         found_rows = _rows(batch, slot[rows], rows)
-        if 2 * len(rows) < n:  # else most of the batch's text waits for a few of its rows
-            found_rows.varying = {
-                key: column.own() if isinstance(column, Text) else column for key, column in found_rows.varying.items()
-            }
+        # the batch's text is the records themselves, several times larger than what these rows say
+        found_rows.varying = {
+            key: column.own() if isinstance(column, Text) else column for key, column in found_rows.varying.items()
+        }
         self._redact(found_rows.varying)
         return found_rows
 
