@@ -123,7 +123,7 @@ test-live: test-setup ## every live test: clients, TLS, gRPC, databases, page, c
 	$(TEST) tests/live $(TEST_ARGS)
 
 FUZZ_SECONDS ?= 400
-fuzz: setup ## drive the parsers with libFuzzer and atheris; FUZZ_SECONDS=400 for each of nine targets: an hour
+fuzz: setup ## drive the parsers with libFuzzer and atheris; FUZZ_SECONDS=400 for each of ten targets: an hour
 	@scripts/setup.sh test
 	FUZZ_SECONDS=$(FUZZ_SECONDS) bash scripts/fuzz.sh
 

@@ -13,6 +13,9 @@
 #include "lib/pid_filter.h"
 #include "protocols/http1.h"
 #include "protocols/http2.h"
+#ifdef ONLOOKER_OLD_KERNEL
+#define RESP_SHORT_STACK
+#endif
 #include "protocols/resp.h"
 #include "lib/source.h"
 #include "lib/serving.h"

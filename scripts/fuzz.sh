@@ -29,7 +29,7 @@ python() { # NAME SOURCE
 	fi
 }
 
-declare -A targets=([classify]=tests/native/db/fuzz.c)
+declare -A targets=([classify]=tests/native/db/fuzz.c [resp]=tests/native/resp/fuzz.c)
 for source in tests/native/http*/fuzz.c; do targets[$(basename "$(dirname "$source")")-kernel]=$source; done
 for source in tests/fuzz/fuzz_*.py; do name=${source##*/fuzz_} && targets[${name%.py}]=$source; done
 

@@ -10,7 +10,6 @@
  */
 #pragma once
 
-#define RESP_REPEATS 4	  /* messages alike that are passed in one go */
 #define RESP_GOES 100	  /* so often, in one window */
 #define RESP_WINDOWS 200  /* of one transfer */
 #define RESP_LOOK 512	  /* the first window: most transfers are short */
@@ -62,28 +61,39 @@ static __always_inline struct redis_state *redis_of(struct connection *c)
 	return (struct redis_state *)(void *)c->texts;
 }
 
-static __always_inline int redis_lines(struct resp_walker *r, const struct segment_scratch *scratch, __u32 requests)
-{
-	for (int i = 0; i < RESP_REPEATS; i++)
-		if (!resp_repeats(r, scratch->bytes))
-			return resp_step(r, scratch->bytes, requests);
-	return RESP_MORE;
-}
-
-/* Some messages of the window, or one line. */
+/* Some of the window. */
 #ifdef ONLOOKER_OLD_KERNEL
-SUBPROGRAM_2(redis_steps, direction, requests)
-{
-	struct segment_scratch *scratch = w ? scratch_of(w) : NULL;
+/* One after another, not together: stack is short. */
+#define REDIS_TURN(name, turn)                                                                     \
+	SUBPROGRAM_2(name, direction, requests)                                                    \
+	{                                                                                          \
+		struct segment_scratch *scratch = w ? scratch_of(w) : NULL;                        \
+                                                                                                   \
+		if (!c || !w || !scratch)                                                          \
+			return RESP_END;                                                           \
+		return turn(&redis_of(c)->walkers[direction & 1], scratch->bytes, requests);       \
+	}
+REDIS_TURN(redis_alike, resp_repeats)
+REDIS_TURN(redis_values, resp_quick)
+REDIS_TURN(redis_line, resp_step)
 
-	if (!c || !w || !scratch)
-		return RESP_END;
-	return redis_lines(&redis_of(c)->walkers[direction & 1], scratch, requests);
+static __always_inline int redis_steps(SUBPROGRAM_HEAD, __u32 direction, __u32 requests)
+{
+	struct resp_walker *r = &redis_of(c)->walkers[direction & 1];
+
+	if (resp_at_value(r)) {
+		redis_alike(c, w, direction, requests);
+		if (r->position >= r->end)
+			return RESP_END;
+		if (redis_values(c, w, direction, requests))
+			return r->position < r->end ? RESP_MORE : RESP_END;
+	}
+	return redis_line(c, w, direction, requests);
 }
 #else
 __noinline int redis_run(struct resp_walker *r, struct segment_scratch *scratch, __u32 requests)
 {
-	return r && scratch ? redis_lines(r, scratch, requests) : RESP_END;
+	return r && scratch ? resp_turn(r, scratch->bytes, requests) : RESP_END;
 }
 
 #define redis_steps(c, w, direction, requests) redis_run(r, scratch, requests)
@@ -148,15 +158,43 @@ SUBPROGRAM_2(redis_window, direction, room)
 				      scratch->bytes + at_most(r->position, RESP_MASK));
 		s->carry_length = rest;
 		w->source.offset += got - carry;
-		return 1;
+		return w->source.offset < w->source.length;
 	}
 	if (r->position <= carry) {
 		resp_lose(r);
 		return 0;
 	}
 	w->source.offset += r->position - carry;
-	return 1;
+	return w->source.offset < w->source.length;
 }
+
+#ifndef ONLOOKER_OLD_KERNEL
+/*
+ * A transfer as most are: short, in one buffer, whole messages.  False: nothing was done, or the windows have to go on
+ * from the source's offset.
+ */
+static __always_inline bool redis_short(SUBPROGRAM_HEAD, struct resp_walker *r, __u32 direction)
+{
+	struct segment_scratch *scratch;
+	__u32 length = w->source.length, requests;
+	int more = RESP_MORE;
+
+	if (w->source.iov_count != 1 || w->source.iov_total > 1 || length > RESP_LOOK || r->skip ||
+	    c->streams[direction & 1].carry_length)
+		return false;
+	scratch = scratch_of(w);
+	if (!scratch || bpf_probe_read_user(scratch->bytes, at_most(length, RESP_LOOK), (void *)w->source.iov[0].base))
+		return false;
+	r->learning = 0;
+	r->position = 0;
+	r->end = length;
+	requests = c->protocol == PROTOCOL_REDIS && direction == c->request_direction;
+	for (int i = 0; i < RESP_GOES && more == RESP_MORE; i++)
+		more = redis_steps(c, w, direction, requests);
+	w->source.offset = r->position;
+	return more == RESP_END && r->position == length;
+}
+#endif
 
 /* Follow a transfer's messages. */
 #ifdef ONLOOKER_OLD_KERNEL
@@ -181,6 +219,12 @@ SUBPROGRAM_1(redis_walk, direction)
 	}
 	r->at = bytes;
 	w->source.offset = 0;
+#ifndef ONLOOKER_OLD_KERNEL /* where this is part of a program, it is walked too often by the verifier */
+	if (redis_short(c, w, r, direction)) {
+		w->source.offset = 0;
+		return 0;
+	}
+#endif
 	if (redis_window(c, w, direction, RESP_LOOK)) {
 		for (int i = 0; i < RESP_WINDOWS; i++)
 			if (!redis_window(c, w, direction, SEGMENT_LARGE - RESP_CARRY_MAX))
@@ -278,7 +322,11 @@ SUBPROGRAM_1(redis_emit, flags)
 	copy_words(r->trace_id, x->context.trace_id, 16);
 	copy_words(r->span_id, &x->context.parent_span_id, 8);
 	zero_words(r->pad, 8);
-	ring_submit(ring_256, r);
+	/* as with exchanges of HTTP: how full the ring is, is asked for one in eight */
+	if (w->submitted++ & 7)
+		bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+	else
+		ring_submit(ring_256, r);
 	return 0;
 }
 
@@ -308,8 +356,17 @@ static __always_inline void redis_open(struct redis_exchange *x, struct resp_wal
 	a->error[1] = 0;
 }
 
+/* Stack is short on kernels of the old object: what is one function elsewhere are several there. */
+#ifdef ONLOOKER_OLD_KERNEL
+#define REDIS_PART(name) SUBPROGRAM_1(name, direction)
+#define REDIS_WHOLE(name) static __always_inline int name(SUBPROGRAM_HEAD, __u32 direction)
+#else
+#define REDIS_PART(name) static __always_inline int name(SUBPROGRAM_HEAD, __u32 direction)
+#define REDIS_WHOLE(name) SUBPROGRAM_1(name, direction)
+#endif
+
 /* Before commands are walked: is anything under way? */
-SUBPROGRAM_1(redis_expect, direction)
+REDIS_PART(redis_expect)
 {
 	struct redis_exchange *x;
 	struct resp_walker *q, *a;
@@ -360,7 +417,7 @@ SUBPROGRAM_1(redis_expect, direction)
 }
 
 /* Commands, which were walked: 1 if they wait for their replies, 0 if they are to be told as a segment. */
-SUBPROGRAM_1(redis_request, direction)
+REDIS_PART(redis_request)
 {
 	struct redis_exchange *x;
 	struct resp_walker *q, *a;
@@ -394,17 +451,18 @@ SUBPROGRAM_1(redis_request, direction)
 	x->heard_offset = answers->bytes;
 	redis_open(x, a, w->first_mono_ns);
 	redis_take_in(x, c, q, now);
-	pid = bpf_get_current_pid_tgid();
+	pid = w->pid_tgid;
 	x->tgid = pid >> 32;
 	x->tid = (__u32)pid;
-	zero_words(&x->context, sizeof(x->context));
-	if (direction == DIRECTION_SEND)
+	if (direction == DIRECTION_SEND) { /* a server's commands have none */
+		zero_words(&x->context, sizeof(x->context));
 		context_inherit(&x->context, pid, now);
+	}
 	return 1;
 }
 
 /* Replies, which were walked: 1 if they were taken in, 0 if they are to be told as a segment. */
-SUBPROGRAM_1(redis_reply, direction)
+REDIS_PART(redis_reply)
 {
 	struct redis_exchange *x;
 	struct resp_walker *q, *a;
@@ -485,14 +543,25 @@ SUBPROGRAM(redis_end)
 }
 
 /* One transfer of a connection that speaks Redis. */
-static __always_inline void follow_redis(struct connection *c, struct work *w, __u32 direction)
+REDIS_WHOLE(follow_redis)
 {
-	if (direction == c->request_direction)
+	int told;
+
+	if (!c || !w)
+		return 0;
+	direction &= 1;
+	if (direction == c->request_direction) {
 		redis_expect(c, w, direction);
-	redis_walk(c, w, direction);
-	if (direction == c->request_direction ? redis_request(c, w, direction) : redis_reply(c, w, direction))
-		return;
+		redis_walk(c, w, direction);
+		told = redis_request(c, w, direction);
+	} else {
+		redis_walk(c, w, direction);
+		told = redis_reply(c, w, direction);
+	}
+	if (told)
+		return 0;
 	if (redis_of(c)->exchange.folded_commands)
 		redis_tell_folded(c, w);
 	emit_segment(c, w, direction);
+	return 0;
 }

@@ -8,13 +8,22 @@
  * the number of bytes, call resp_step() until it gives something else than RESP_MORE.  What stands behind position is
  * carried (RESP_PARTIAL) or does not matter.  Strings are stepped over by their length: their bytes need not be there.
  *
- * A message that is framed like the one before it, as in a pipeline, is recognised by comparing a few words.
+ * A message that is framed like one before it, in a pipeline or in another transfer, is recognised by comparing a few words
+ * (resp_repeats); one whose strings have other lengths is passed value by value (resp_quick); what is neither, line by line
+ * (resp_step).  resp_turn() does what fits.
  */
 #pragma once
 
 #define RESP_MASK 4095		 /* windows are smaller than this */
 #define RESP_ROOM (RESP_MASK + 33) /* bytes of a window's buffer that may be read */
 #define RESP_POINTS 6
+#ifdef RESP_SHORT_STACK
+#define RESP_REPEATS 4		 /* messages alike that are passed in one go */
+#define RESP_VALUES 4		 /* and strings of one message */
+#else
+#define RESP_REPEATS 16
+#define RESP_VALUES 8
+#endif
 #define RESP_LEFT_MAX (1U << 28) /* values of one message */
 #define RESP_CARRY_MAX 48	 /* a number, its type and line end, and a name */
 
@@ -51,18 +60,21 @@ struct resp_walker {
 	__u32 left;	/* values of the message under way that are still to come */
 	__u32 position; /* in the window */
 	__u32 end;	/* valid bytes of the window */
-	__u32 size;	/* of a message like the newest; 0: none is known */
+	__u32 size;	/* of a message like the pattern; 0: there is none */
 	__u32 start;	/* where the message that is taken as a pattern begins */
 	__u8 state;	/* enum resp_state */
 	__u8 silent;	/* the message under way was pushed */
 	__u8 named;	/* a command was named since somebody cleared this */
 	__u8 mixed;	/* and another one */
 	__u8 special;	/* enum resp_special */
+	__u8 unusual;	/* what `name` adds to it */
 	__u8 points;
 	__u8 learning;	/* the message under way becomes the pattern */
-	__u8 pad;
+	__u8 misses;	/* messages of late that were not like the pattern, or are none themselves */
+	__u8 command;	/* the pattern is a command, and `name` is its name */
+	__u8 pad[6];
 	__u64 words[8]; /* RESP_POINTS, and room for any masked index */
-	__u8 masks[8];	/* how many bytes of the word count */
+	__u8 shifts[8]; /* bits of the word that do not count, the highest ones */
 	__u16 offsets[8];
 };
 
@@ -146,11 +158,7 @@ RESP_INLINE void resp_ended(struct resp_walker *w)
 	if (w->learning) {
 		w->learning = 0;
 		w->size = w->silent ? 0 : w->position - w->start;
-	} else {
-		w->learning = w->position < w->end;
-		w->size = 0;
 	}
-	w->points = w->learning ? 0 : w->points;
 	w->state = RESP_START;
 	if (!w->silent)
 		w->messages++;
@@ -191,33 +199,96 @@ RESP_INLINE void resp_point(struct resp_walker *w, __u32 position, __u64 word, _
 	count = count > 8 ? 8 : count;
 	asm volatile("" : "+r"(k)); /* or the mask, which verifiers want to see, goes */
 	w->offsets[k & 7] = position - w->start;
-	w->masks[k & 7] = count;
-	w->words[k & 7] = word & resp_first(count);
+	w->shifts[k & 7] = 64 - 8 * count;
+	w->words[k & 7] = word << ((64 - 8 * count) & 63);
 	w->points = k + 1;
 }
 
-/* The message at position is framed, and if it is a command named, as the newest. */
-RESP_INLINE int resp_repeats(struct resp_walker *w, const __u8 *bytes)
+/* Whether the message at position is framed otherwise than the pattern, or named otherwise. */
+RESP_INLINE int resp_differs(const struct resp_walker *w, const __u8 *bytes, __u32 position, __u32 points)
 {
-	__u32 position = *(volatile __u32 *)&w->position, size = w->size, points = w->points;
+#define RESP_POINT_DIFFERS(k)                                                                      \
+	((resp_load8(bytes, position + w->offsets[k]) << (w->shifts[k] & 63)) != w->words[k])
+#ifdef RESP_SHORT_STACK
+#pragma clang loop unroll(disable)
+	for (__u32 k = 0; k < RESP_POINTS && k < points; k++)
+		if (RESP_POINT_DIFFERS(k))
+			return 1;
+	return 0;
+#else
+	return RESP_POINT_DIFFERS(0) || (points > 1 && RESP_POINT_DIFFERS(1)) || (points > 2 && RESP_POINT_DIFFERS(2)) ||
+	       (points > 3 && RESP_POINT_DIFFERS(3)) || (points > 4 && RESP_POINT_DIFFERS(4)) ||
+	       (points > 5 && RESP_POINT_DIFFERS(5));
+#endif
+}
 
-	if (w->state != RESP_START || !size || size > RESP_MASK || w->skip || position + size > w->end)
+/* Whether a message or a value begins here, and none of its lines is to be learned. */
+RESP_INLINE int resp_at_value(const struct resp_walker *w)
+{
+	return !w->skip && !w->learning && (w->state == RESP_START || w->state == RESP_VALUE);
+}
+
+/*
+ * Between messages: those that are framed and, if they are commands, named like the pattern are passed.  Of what is not,
+ * the next one may become the pattern: often at first, and now and then where all differ.  Gives 0.
+ */
+RESP_INLINE int resp_repeats(struct resp_walker *w, const __u8 *bytes, __u32 requests)
+{
+	__u32 position = *(volatile __u32 *)&w->position, size = w->size, end = w->end, points = w->points, n = 0;
+
+	if (w->state != RESP_START || !resp_at_value(w))
 		return 0;
-	for (__u32 k = 0; k < RESP_POINTS; k++) {
-		if (k >= points)
+	if (!size || size > RESP_MASK || w->command != requests)
+		goto other;
+	for (; n < RESP_REPEATS; n++) {
+		if (position + size > end)
+			goto passed;
+		if (resp_differs(w, bytes, position, points))
 			break;
-		if ((resp_load8(bytes, position + w->offsets[k]) ^ w->words[k]) & resp_first(w->masks[k]))
-			return 0;
+		position += size;
 	}
-	w->position = position + size;
-	w->messages++;
-	return 1;
+passed:
+	if (n) {
+		w->position = position;
+		w->messages += n;
+		w->named |= w->command;
+		w->misses >>= 1;
+	}
+	if (n == RESP_REPEATS || position + size > end)
+		return 0;
+other:
+	if (position >= end)
+		return 0;
+	w->misses++;
+	if (w->misses > 2 && w->misses & 15)
+		return 0;
+	w->learning = 1;
+	w->command = 0;
+	w->points = 0;
+	w->size = 0;
+	return 0;
+}
+
+/* A name, in upper case. */
+RESP_INLINE void resp_name(struct resp_walker *w, __u64 first, __u64 second)
+{
+	if (first != w->name[0] || second != w->name[1]) {
+		w->mixed |= w->named;
+		w->name[0] = first;
+		w->name[1] = second;
+		w->unusual = resp_special(first);
+		w->size = 0;
+	}
+	w->named = 1;
+	w->special |= w->unusual;
+	if (w->unusual)
+		w->learning = 0;
 }
 
 /* The name of a command, whose `length` bytes stand at `at`. */
 RESP_INLINE int resp_named(struct resp_walker *w, const __u8 *bytes, __u32 at, __u32 length)
 {
-	__u64 first, second;
+	__u64 second;
 
 	if (length > 16) {
 		w->mixed = 1; /* not told apart */
@@ -226,15 +297,9 @@ RESP_INLINE int resp_named(struct resp_walker *w, const __u8 *bytes, __u32 at, _
 	}
 	if (at + length > w->end)
 		return 0;
-	first = resp_upper(resp_load8(bytes, at) & resp_first(length));
 	second = length > 8 ? resp_upper(resp_load8(bytes, at + 8) & resp_first(length - 8)) : 0;
-	if (w->named && first == w->name[0] && second == w->name[1])
-		return 1;
-	w->mixed |= w->named;
-	w->named = 1;
-	w->name[0] = first;
-	w->name[1] = second;
-	w->special |= resp_special(first);
+	resp_name(w, resp_upper(resp_load8(bytes, at) & resp_first(length)), second);
+	w->command = 1;
 	return 1;
 }
 
@@ -368,4 +433,87 @@ RESP_INLINE int resp_step(struct resp_walker *w, const __u8 *bytes, __u32 reques
 			w->left += type == '%' ? 2 * count : type == '|' ? 2 * count + 1 : count;
 	}
 	return resp_pass(w, position + at);
+}
+
+/*
+ * The values of a message as most are, while they are whole: "*2\r\n$3\r\nGET\r\n", "$12\r\n" and strings of up to 999 bytes.
+ * Gives 0 if there is none of these.
+ */
+RESP_INLINE int resp_quick(struct resp_walker *w, const __u8 *bytes, __u32 requests)
+{
+	__u32 position = *(volatile __u32 *)&w->position, end = w->end, left = w->left, before = position;
+	__u64 word;
+
+	if (!resp_at_value(w))
+		return 0;
+	if (w->state == RESP_START) {
+		left = 1;
+		if (requests) {
+			__u32 values, length;
+			__u64 name;
+
+			word = resp_load8(bytes, position);
+			if ((word & RESP_WORD(255, 0, 255, 255, 255, 0, 255, 255)) !=
+			    RESP_WORD('*', 0, '\r', '\n', '$', 0, '\r', '\n'))
+				return 0;
+			values = (word >> 8 & 0xff) - '1';
+			length = (word >> 40 & 0xff) - '0';
+			if (values > 8 || length - 1 > 7 || position + length + 10 > end)
+				return 0;
+			name = resp_load8(bytes, position + 8) << (64 - 8 * length) >> (64 - 8 * length);
+			if (name != w->name[0] || w->name[1] || !w->named || w->unusual)
+				resp_name(w, resp_upper(name), 0);
+			position += length + 10;
+			left = values;
+		}
+	}
+	for (int i = 0; i < RESP_VALUES && left; i++) {
+		__u32 length, more;
+
+		word = resp_load8(bytes, position);
+		length = (word >> 8 & 0xff) - '0';
+		if ((word & 0xff) != '$' || length > 9)
+			break;
+		word >>= 16;
+		if ((word & 0xffff) == 0x0a0d) {
+			length += 6;
+		} else {
+			more = (word & 0xff) - '0';
+			if (more > 9)
+				break;
+			length = length * 10 + more;
+			word >>= 8;
+			if ((word & 0xffff) == 0x0a0d) {
+				length += 7;
+			} else {
+				more = (word & 0xff) - '0';
+				if (more > 9 || (word >> 8 & 0xffff) != 0x0a0d)
+					break;
+				length = length * 10 + more + 8;
+			}
+		}
+		if (position + length > end)
+			break;
+		position += length;
+		left--;
+	}
+	if (position == before)
+		return 0;
+	w->position = position;
+	w->left = left;
+	w->state = RESP_VALUE;
+	if (!left)
+		resp_ended(w);
+	return 1;
+}
+
+/* Some of the window. */
+RESP_INLINE int resp_turn(struct resp_walker *w, const __u8 *bytes, __u32 requests)
+{
+	resp_repeats(w, bytes, requests);
+	if (w->position >= w->end)
+		return RESP_END;
+	if (resp_quick(w, bytes, requests))
+		return w->position < w->end ? RESP_MORE : RESP_END;
+	return resp_step(w, bytes, requests);
 }

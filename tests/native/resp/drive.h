@@ -23,7 +23,7 @@ struct side {
 	__u32 carried;
 };
 
-/* Take a transfer, at most `room` bytes a window.  `repeats`: messages like the newest are recognised. */
+/* Take a transfer, at most `room` bytes a window.  `repeats`: by all means there are; else line by line. */
 static void drive(struct side *s, const __u8 *data, __u32 length, __u32 room, int requests, int repeats)
 {
 	struct resp_walker *w = &s->walker;
@@ -55,11 +55,7 @@ static void drive(struct side *s, const __u8 *data, __u32 length, __u32 room, in
 			__u32 before = w->position, state = w->state;
 			__u64 skip = w->skip;
 
-			if (repeats && resp_repeats(w, window)) {
-				PROMISED(w->position > before && w->position <= w->end);
-				continue;
-			}
-			more = resp_step(w, window, requests);
+			more = repeats ? resp_turn(w, window, requests) : resp_step(w, window, requests);
 			PROMISED(w->position <= w->end);
 			PROMISED(more != RESP_MORE || w->position > before || w->state != state || w->skip != skip);
 		}
