@@ -8,8 +8,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
+import importlib.util
+import mimetypes
 import mmap
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -38,16 +42,38 @@ def settle_allocator() -> None:
 
 
 def import_libraries() -> None:
-    """Import numpy and aiohttp without what they prepare for others.
+    """Import numpy and aiohttp's server without what they prepare for others.
 
-    numpy's BLAS starts a thread for each CPU, and no product of matrices here is worth one.  aiohttp reads all
-    certificate authorities of the system for its client (2.6 MB, and 0.1 s of a cold start); onlooker serves with it.
+    numpy's BLAS starts a thread for each CPU, and no product of matrices here is worth one.  aiohttp's client is 2 MB
+    that nobody uses, and reads all certificate authorities of the system: 2.6 MB, and 0.1 s of a cold start.
+    The table of file types is Python's own, not the system's, which has a thousand.
     """
+    mimetypes.init(files=())
     with _environment(OPENBLAS_NUM_THREADS="1"):
         import numpy  # noqa: F401
-    # A client that is used by mistake fails: it trusts nobody.
+    with contextlib.suppress(ImportError):
+        _import_server()
+    # Where a version of aiohttp cannot do without its client: one that is used by mistake fails, it trusts nobody.
     with _environment(SSL_CERT_FILE=os.devnull, SSL_CERT_DIR=os.devnull):
         import aiohttp.web  # noqa: F401
+
+
+def _import_server() -> None:
+    """``aiohttp.web`` without aiohttp's ``__init__``, all that that does is to import the client beside it."""
+    spec = importlib.util.find_spec("aiohttp")
+    if spec is None or spec.origin is None or "aiohttp" in sys.modules:
+        return
+    with open(spec.origin) as file:
+        version = next((line.split('"')[1] for line in file if line.startswith('__version__ = "')), "")
+    package = importlib.util.module_from_spec(spec)
+    setattr(package, "__version__", version)  # noqa: B010  # the web server names itself by it
+    sys.modules["aiohttp"] = package
+    try:
+        importlib.import_module("aiohttp.web")
+    except ImportError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "aiohttp"]:
+            del sys.modules[name]
+        raise
 
 
 def release_start() -> None:

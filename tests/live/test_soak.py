@@ -207,3 +207,4 @@ def test_five_thousand_requests_a_second_with_the_page_open(tmp_path: Path) -> N
         assert figures["store_and_page_cpu_of_a_core"] <= 0.10, figures
         assert all(one["median"] <= 200 for one in figures["views_ms"].values()), figures
         assert rss[-1] <= rss[len(rss) // 4] + 6, figures
+        assert max(rss) <= 64, figures

@@ -16,13 +16,27 @@ def test_importing_it_changes_nothing() -> None:
     assert run("import sys, onlooker.light; print('numpy' in sys.modules, 'aiohttp' in sys.modules)") == "False False"
 
 
-def test_no_authorities_are_read_for_a_client_that_nobody_uses() -> None:
+def test_the_server_comes_without_the_client() -> None:
+    out = run(
+        "import os, sys\n"
+        "before = dict(os.environ)\n"
+        "from onlooker.light import import_libraries\n"
+        "import_libraries()\n"
+        "from aiohttp import web\n"
+        "print(web.Application.__name__, 'aiohttp.client' in sys.modules, os.environ == before)"
+    )
+    assert out == "Application False True"
+
+
+def test_a_server_that_needs_its_client_trusts_nobody() -> None:
     out = run(
         "import os\n"
         "os.environ['SSL_CERT_DIR'] = '/etc/ssl/certs'\n"
         "before = dict(os.environ)\n"
-        "from onlooker.light import import_libraries\n"
-        "import_libraries()\n"
+        "from onlooker import light\n"
+        "def needs_it(): raise ImportError\n"
+        "light._import_server = needs_it\n"
+        "light.import_libraries()\n"
         "from aiohttp import connector\n"
         "context = connector._SSL_CONTEXT_VERIFIED\n"
         "print(context.cert_store_stats()['x509_ca'], context.verify_mode.name, context.check_hostname)\n"

@@ -1,8 +1,9 @@
 """The door of the store, on the capture thread: takes what is needed of each batch and leaves at once.
 
 Receives finished batches, hands `Rows` and the series they need to the writer, in order.  Drops a batch when too much
-waits (counted), and the details of requests beyond `DETAILED_PER_S`, errors excepted (counted): their numbers still
-reach the metrics.
+waits (counted), and the details of requests beyond `DETAILED_PER_S` (counted): their numbers still reach the metrics.
+Which ones it looks at is a first choice, of the errors, of what is rare and what is slow for its kind, of all else by
+chance, always whole traces; `onlooker.store.tail` makes the last one.
 """
 
 from __future__ import annotations
@@ -33,10 +34,16 @@ from onlooker.batches import (
     Text,
 )
 
-DETAILED_PER_S: Final = 4_000
-"""Requests a second whose details are looked at for interesting traces."""
+DETAILED_PER_S: Final = 1_200
+"""Requests a second whose details are looked at for interesting traces: several times what is kept, and half a megabyte
+for each second that they wait."""
+ODD_SHARE: Final = 0.6
+"""So much of it may go to requests that are odd in their batch; the rest is chance."""
+RARE_IN_BATCH: Final = 3
+SLOW_SHARE: Final = 0.02
+"""So much of a batch counts as slow for its kind."""
 ROWS_MAX: Final = 60_000
-DETAILS_MAX: Final = 8_000
+DETAILS_MAX: Final = 3_600
 HURRY_ROWS: Final = 5_000
 """So many rows wake the writer before its time: they would only take memory."""
 
@@ -124,6 +131,32 @@ def _rows(source: RequestBatch | Rows, slot: I4, rows: NDArray[np.intp] | NDArra
     return Rows(slot=slot, varying=varying, **columns)
 
 
+def _interesting(batch: RequestBatch, slot: I4, wanted: NDArray[np.bool_], room: int) -> NDArray[np.intp]:
+    """About ``room`` of the rows wanted, which are more: traces with something odd first, all else by chance.
+
+    By trace id, so that whole traces stay or go, here as well as in the next batch.
+    """
+    low = np.ascontiguousarray(batch.trace_id[:, 8:]).view(np.uint64)[:, 0]
+    chance = low >> np.uint64(11)
+    some = np.flatnonzero(wanted)
+    kind = slot[some]
+    many = np.bincount(kind)
+    took = (batch.end_unix_ns - batch.start_unix_ns)[some].astype(np.float64)
+    slowness = took / np.maximum((np.bincount(kind, weights=took) / np.maximum(many, 1))[kind], 1.0)
+    slow = max(int(len(some) * SLOW_SHARE), 1)
+    odd = (batch.status[some] == StatusCode.ERROR) | (many[kind] <= RARE_IN_BATCH)
+    odd[np.argpartition(slowness, -slow)[-slow:]] = True
+    share = int(room * ODD_SHARE)
+    found = int(np.count_nonzero(odd))
+    if found > share:
+        odd &= chance[some] < np.uint64(share / found * 2.0**53)
+    left = room - min(found, share)
+    chosen = odd | (chance[some] < np.uint64(left / len(some) * 2.0**53))
+    chosen |= np.isin(low[some], low[some[odd]])  # what else belongs to these traces
+    rows: NDArray[np.intp] = some[chosen][: room + room // 8]
+    return rows
+
+
 class Intake:
     """The queue between the capture thread, which calls `put`, and the writer, which calls `take`.
 
@@ -156,8 +189,8 @@ class Intake:
         self._details_waiting = 0
         self._lock = threading.Lock()
         self._hurry = threading.Event()
-        self._second = 0
-        self._detailed = 0
+        self._last_ns = 0
+        self._allowed = 0.0
         self.closed = False
 
     def put(self, batch: RequestBatch) -> None:
@@ -194,23 +227,20 @@ class Intake:
             self._hurry.set()
 
     def _details(self, batch: RequestBatch, slot: I4, wanted: NDArray[np.bool_]) -> Rows | None:
-        second = int(batch.end_unix_ns[-1]) // 1_000_000_000
-        if second != self._second:
-            self._second, self._detailed = second, 0
+        now_ns = int(batch.end_unix_ns[-1])
+        passed_s = min(max((now_ns - self._last_ns) / 1e9, 0.0), 1.0)
+        self._last_ns = now_ns
+        self._allowed = min(self._allowed + passed_s * DETAILED_PER_S, float(DETAILED_PER_S))
         found = int(np.count_nonzero(wanted))
-        room = max(min(DETAILED_PER_S - self._detailed, DETAILS_MAX - self._details_waiting), 0)
+        room = max(min(int(self._allowed), DETAILS_MAX - self._details_waiting), 0)
         if found > room:
-            # Whole traces stay or go, here as well as in the next batch.
-            low = np.ascontiguousarray(batch.trace_id[:, 8:]).view(np.uint64)[:, 0]
-            bound = np.uint64(room / found * 2.0**63)
-            some = wanted & (((low >> np.uint64(1)) < bound) | (batch.status == StatusCode.ERROR))
-            rows = np.flatnonzero(some)[: max(room, DETAILED_PER_S // 60)]
+            rows = _interesting(batch, slot, wanted, max(room, DETAILED_PER_S // 60))
             if self._details_waiting > DETAILS_MAX:
                 rows = rows[:0]
             self.undetailed += found - len(rows)
         else:
             rows = np.flatnonzero(wanted)
-        self._detailed += len(rows)
+        self._allowed -= len(rows)
         if not len(rows):
             return None
         found_rows = _rows(batch, slot[rows], rows)

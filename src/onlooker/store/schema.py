@@ -73,7 +73,7 @@ def open_file(path: str) -> sqlite3.Connection:
         StoreError: it can be neither used nor replaced.
     """
     if path == MEMORY:
-        return _prepare(connect(MEMORY, cache_kb=1024), memory=True)
+        return _prepare(connect(MEMORY, cache_kb=512), memory=True)
     file = Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -97,7 +97,7 @@ def open_file(path: str) -> sqlite3.Connection:
 def _open(path: str) -> sqlite3.Connection:
     # what it holds is for the owner's eyes only; SQLite gives its side files the same mode
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    connection = connect(path, cache_kb=1024)
+    connection = connect(path, cache_kb=512)
     try:
         return _prepare(connection, memory=False)
     except BaseException:

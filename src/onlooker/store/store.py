@@ -131,7 +131,7 @@ class Store:
             raise StoreError("the store is closed")
         try:
             if self._reading is None:
-                self._reading = connect(self.path, cache_kb=2048, read_only=True)
+                self._reading = connect(self.path, cache_kb=1024, read_only=True)
             connection = self._reading
             connection.execute("BEGIN")
             try:

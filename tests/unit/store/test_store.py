@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from onlooker import semconv
 from onlooker.batches import SKIP_METRICS, SKIP_TRACES, SeriesTable, SpanKind
 from onlooker.errors import StoreError
-from onlooker.store import MEMORY, SpanFilter, Store, StoreOptions
+from onlooker.store import MEMORY, SpanFilter, Store, StoreOptions, intake
 from onlooker.store.schema import APPLICATION_ID
 from onlooker.store.tail import ERROR
 from onlooker.web import views
@@ -139,7 +140,10 @@ def test_interesting_traces_survive_a_flood_and_stay_whole(tmp_path: Path) -> No
     traffic.store.close()
 
 
-def test_the_store_keeps_to_its_bytes_and_throws_the_dull_away_first(tmp_path: Path) -> None:
+def test_the_store_keeps_to_its_bytes_and_throws_the_dull_away_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "DETAILED_PER_S", 100_000)  # the bound of the file is what is looked at here
     traffic = Traffic(tmp_path / "s", max_bytes=700_000)
     writer = traffic.store.writer
     for number in range(0, 3000, 100):
@@ -254,14 +258,44 @@ def test_too_much_is_counted_not_kept(tmp_path: Path) -> None:
     batch = traffic.batch(rows)
     for _ in range(8):
         traffic.store.put(batch)  # nobody writes meanwhile
-    intake = traffic.store.intake
-    assert intake.dropped == 20_000
-    assert intake.undetailed == 60_000 - intake._details_waiting
-    assert intake._details_waiting <= 16_000
+    door = traffic.store.intake
+    assert door.dropped == 20_000
+    assert door.undetailed == 60_000 - door._details_waiting
+    assert 0 < door._details_waiting <= intake.DETAILS_MAX + intake.DETAILED_PER_S
     settle(traffic)
     with traffic.store.reader() as reader:
         now = int(time.time())
         assert reader.metrics(now // 10 * 10 - 300, now + 10, 10).count.sum() == 60_000
+    traffic.store.close()
+
+
+def test_of_a_busy_second_whole_traces_with_something_odd_are_looked_at_first() -> None:
+    traffic = Traffic(MEMORY)
+    odd: dict[str, set[bytes]] = {"failed": set(), "slow": set(), "rare": set()}
+    rows: list[dict[str, Any]] = []
+    for number in range(1500):
+        made = traffic.a_trace(number, failing=number % 100 == 3)
+        trace = made[0]["trace"]
+        if number % 100 == 3:
+            odd["failed"].add(trace)
+        if number % 300 == 7:
+            made[0]["duration_ns"] = 60_000_000_000
+            odd["slow"].add(trace)
+        if number % 750 == 11:
+            made[0]["name"], made[0]["route"] = "GET /yearly", "/yearly"
+            odd["rare"].add(trace)
+        rows += made
+    now = time.time_ns()
+    traffic.put(rows, now_ns=now)
+    (looked_at,) = [one for one in traffic.store.intake.take(0.0) if isinstance(one, intake.Rows)]
+    found = [one.tobytes() for one in looked_at.trace_id]
+    assert intake.DETAILED_PER_S // 2 < len(found) <= intake.DETAILED_PER_S * 1.13
+    assert traffic.store.intake.undetailed == len(rows) - len(found)
+    for kind, traces in odd.items():
+        assert {trace: found.count(trace) for trace in traces} == dict.fromkeys(traces, 4), kind
+    traffic.put(rows, now_ns=now + 100_000_000)  # so much of the next second's share
+    (more,) = [one for one in traffic.store.intake.take(0.0) if isinstance(one, intake.Rows)]
+    assert 0 < len(more) <= intake.DETAILED_PER_S // 8
     traffic.store.close()
 
 
