@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -18,8 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onlooker import semconv
+from onlooker.assemble.connections import Connection, Peers, Row
+from onlooker.assemble.described import Telling, described
 from onlooker.assemble.exchanges import UNANSWERED, Exchanges, names_of
-from onlooker.batches import RequestBatch, SpanKind, StatusCode, Text, Values
+from onlooker.assemble.rounds import PROTOCOL as PROTOCOL_HTTP2
+from onlooker.assemble.rounds import RoundCalls, Rounds
+from onlooker.batches import RequestBatch, SpanKind, Values
 from onlooker.protocols import Counting, Half, Operation, Segment, SegmentParser, Upgradable, Upgrade
 
 log: Final = logging.getLogger(__name__)
@@ -33,7 +37,6 @@ _EOF: Final = 32
 _SENT: Final = 1
 _SERVER: Final = 2
 _PROTOCOL_UNKNOWN: Final = 0
-_PROTOCOL_HTTP2: Final = 2
 
 _CONNECTIONS_MAX: Final = 20_000
 _EARLY_MAX: Final = 24
@@ -46,61 +49,10 @@ MakeParser = Callable[[int, int], SegmentParser]
 DimNames = Callable[[int, int], tuple[str, ...]]
 
 
-class _Row(NamedTuple):
-    """One record as plain Python values: a structured row costs as much for one field as this for all."""
-
-    connection: int
-    sequence: int
-    protocol: int
-    role: int
-    direction: int
-    flags: int
-    captured_head: int
-    captured_tail: int
-    tid: int
-    tgid: int
-    mono_ns: int
-    stream_offset: int
-    length: int
-    trace_flags: int
-    parent_source: int
-    head: bytes
-    tail: bytes
-    context: bytes
-    """Trace id and span id, or nothing."""
-    where: tuple[NDArray[Any], int]
-    """Array and index of the record, for what is needed once a connection."""
-
-
-class _Peers(NamedTuple):
-    """The addresses of a connection."""
-
-    local_address: bytes
-    remote_address: bytes
-    local_port: int
-    remote_port: int
-
-
-@dataclass(slots=True)
-class _Connection:
-    """What is known of one connection."""
-
-    key: int
-    peers: _Peers
-    pid: int
-    parser: SegmentParser | None = None
-    protocol: int = 0
-    role: int = 0
-    broken: bool = False
-    next: int = 0
-    """Number of the segment that comes next."""
-    early: list[_Row] = field(default_factory=list)
-
-
 @dataclass(slots=True)
 class _Finished:
     operation: Operation
-    connection: _Connection
+    connection: Connection
     pid: int
 
 
@@ -110,6 +62,7 @@ class Segments:
     Args:
         make_parser, dim_names: Of ``protocols.registry``; handed in so that a test can bring its own.
         exchanges: Makes rows of what the kernel has counted itself (Redis).
+        rounds: Reads what is plain of HTTP/2 in columns.
 
     Attributes:
         lost: Operations that happened but could not be read, by protocol name.
@@ -126,6 +79,7 @@ class Segments:
         rng: np.random.Generator,
         capacity: int = _CONNECTIONS_MAX,
         exchanges: Exchanges | None = None,
+        rounds: Rounds | None = None,
     ) -> None:
         self.lost: dict[str, int] = {}
         self.dropped = {"connection_evicted": 0, "protocol_unknown": 0, "parser_failed": 0, "upgrade_without_answer": 0}
@@ -136,9 +90,11 @@ class Segments:
         self._rng = rng
         self._capacity = capacity
         self._exchanges = exchanges
-        self._connections: OrderedDict[int, _Connection] = OrderedDict()
-        self._held: list[_Row] = []
+        self._connections: OrderedDict[int, Connection] = OrderedDict()
+        self._held: list[Row] = []
+        self._missing: dict[int, int] = {}
         self._upgrades: OrderedDict[int, Upgrade] = OrderedDict()
+        self._rounds = rounds if rounds is not None else Rounds()
         self._expired_mono_ns = 0
         self._warned: set[int] = set()
 
@@ -166,28 +122,36 @@ class Segments:
         Source: ``bpf/lib/segment.h``.
         """
         finished: dict[tuple[int, int], list[_Finished]] = {}
+        parts, calls = self._rounds.take(
+            parts, self._connections, {row.connection for row in self._held},
+            lambda connection, operations: self._take(connection, operations, finished), self._give_up,
+            self._connections.move_to_end,
+        )  # fmt: skip
         rows, held = _in_order(parts), self._held
-        waited = frozenset(row.connection for row in held)
+        missed, self._missing = self._missing, {}
         if held:
             self._held = []
             rows = sorted(held + rows, key=_ORDER)
-        ordered: list[_Row | _Mark] = list(rows)
+        ordered: list[Row | _Mark] = list(rows)
         database: NDArray[np.int32] = np.zeros(0 if counted is None else len(counted), np.int32)
         if counted is not None:
             marks = self._pass(counted, {row.connection for row in rows}, database)
             if marks:
                 ordered = sorted([*rows, *marks], key=_ORDER)
         for row in ordered:
-            if not isinstance(row, _Row):
+            if not isinstance(row, Row):
                 self._mark(row, counted, database, finished)
                 continue
             connection = self._connections.get(row.connection)
+            expected = connection.next if connection is not None else 0
             if (
-                row.sequence > (connection.next if connection is not None else 0)
-                and (is_part or row.connection not in waited)
+                row.sequence > expected
+                and (is_part or missed.get(row.connection) != expected)
                 and len(self._held) < _HELD_MAX
             ):
-                # The rings are read one after the other: what came before it may have been written behind the reader.
+                # The rings are read one after the other: what came before it may have been written behind the reader,
+                # who finds it in the next round.
+                self._missing[row.connection] = expected
                 part, i = row.where
                 if i >= 0:  # the ring's memory is used again
                     row = row._replace(where=(part[i : i + 1].copy(), -1))
@@ -199,7 +163,10 @@ class Segments:
             for connection in self._connections.values():
                 if connection.parser is not None:
                     self._take(connection, connection.parser.expire(now_mono_ns), finished)
-        batches = [self._columns(key, done, offset_ns) for key, done in finished.items()]
+        of_role = {(PROTOCOL_HTTP2, role): some for role, some in calls}
+        batches = [
+            self._columns(key, finished.get(key, []), of_role.get(key), offset_ns) for key in {**finished, **of_role}
+        ]
         if counted is not None and self._exchanges is not None:
             batches += self._exchanges.batches(counted, database, offset_ns=offset_ns)
         return batches
@@ -247,8 +214,8 @@ class Segments:
         if connection is None:
             if not is_half or not record["commands"]:
                 return
-            connection = self._connections[mark.connection] = _Connection(
-                mark.connection, _peers_of(record), int(record["tgid"]), protocol=int(record["protocol"]),
+            connection = self._connections[mark.connection] = Connection(
+                mark.connection, Peers.of(record), int(record["tgid"]), protocol=int(record["protocol"]),
                 role=int(record["role"]),
             )  # fmt: skip
             connection.parser = self._make_parser(connection.protocol, connection.role)
@@ -271,13 +238,13 @@ class Segments:
             self._upgrades.popitem(last=False)
             self.dropped["upgrade_without_answer"] += 1
 
-    def _feed(self, row: _Row, finished: dict[tuple[int, int], list[_Finished]]) -> None:
+    def _feed(self, row: Row, finished: dict[tuple[int, int], list[_Finished]]) -> None:
         connection = self._connections.get(row.connection)
         flags = row.flags
         if connection is None:
             if flags & (_CLOSE | _EOF):
                 return
-            connection = self._connections[row.connection] = _Connection(row.connection, _peers(row), row.tgid)
+            connection = self._connections[row.connection] = Connection(row.connection, _peers(row), row.tgid)
             if len(self._connections) > self._capacity:
                 _, oldest = self._connections.popitem(last=False)
                 self.dropped["connection_evicted"] += 1
@@ -298,7 +265,7 @@ class Segments:
             if upgrade is not None and isinstance(parser, Upgradable):
                 parser.upgrade(upgrade)
             early, connection.early = connection.early, []
-            if row.protocol != _PROTOCOL_HTTP2:  # whose frames come condensed, once it is known
+            if row.protocol != PROTOCOL_HTTP2:  # whose frames come condensed, once it is known
                 for before in early:
                     self._parse(connection, before, finished)
         if flags & _CLOSE:
@@ -307,7 +274,7 @@ class Segments:
         elif not flags & _EOF:
             self._parse(connection, row, finished)
 
-    def _parse(self, connection: _Connection, row: _Row, finished: dict[tuple[int, int], list[_Finished]]) -> None:
+    def _parse(self, connection: Connection, row: Row, finished: dict[tuple[int, int], list[_Finished]]) -> None:
         if connection.parser is None:
             return
         sent = row.direction == _SENT
@@ -327,7 +294,7 @@ class Segments:
         connection.pid = row.tgid
         self._take(connection, operations, finished)
 
-    def _give_up(self, connection: _Connection) -> None:
+    def _give_up(self, connection: Connection) -> None:
         self.dropped["parser_failed"] += 1
         connection.parser, connection.broken = None, True
         if connection.protocol not in self._warned:
@@ -337,7 +304,7 @@ class Segments:
             )
 
     def _close(
-        self, connection: _Connection, mono_ns: int, error: str, finished: dict[tuple[int, int], list[_Finished]]
+        self, connection: Connection, mono_ns: int, error: str, finished: dict[tuple[int, int], list[_Finished]]
     ) -> None:
         if connection.parser is None:
             return
@@ -349,7 +316,7 @@ class Segments:
         self._take(connection, operations, finished)
 
     def _take(
-        self, connection: _Connection, operations: list[Operation], finished: dict[tuple[int, int], list[_Finished]]
+        self, connection: Connection, operations: list[Operation], finished: dict[tuple[int, int], list[_Finished]]
     ) -> None:
         parser = connection.parser
         if parser is not None and (lost := parser.lost):
@@ -361,115 +328,77 @@ class Segments:
 
     # ---- columns ----
 
-    def _columns(self, key: tuple[int, int], rows: list[_Finished], offset_ns: int) -> RequestBatch:
+    def _columns(
+        self, key: tuple[int, int], rows: list[_Finished], found: RoundCalls | None, offset_ns: int
+    ) -> RequestBatch:
+        """One batch: what parsers made, and behind it the calls of a round, which have the columns of their meaning."""
         protocol, role = key
-        count = len(rows)
-        known = self._dim_names(protocol, role)
-        names = (*known, *(name for name in (semconv.SERVER_ADDRESS, semconv.SERVER_PORT) if name not in known))
-        place = {name: i for i, name in enumerate(names)}
-        ids = self._values.id
         operations = [row.operation for row in rows]
-        # Operations of a kind share their attributes: one look for all of them.
-        known_dims: dict[tuple[int, str], list[int]] = {}
-        dims_rows: list[list[int]] = []
-        error_at = place.get(semconv.ERROR_TYPE)
-        for operation in operations:
-            key_of_dims = (id(operation.dims), operation.error)
-            dim_ids = known_dims.get(key_of_dims)
-            if dim_ids is None:
-                dim_ids = [0] * len(names)
-                for attribute, value in operation.dims.items():
-                    at = place.get(attribute)
-                    if at is not None:
-                        dim_ids[at] = ids(value)
-                if operation.error and error_at is not None and not dim_ids[error_at]:
-                    dim_ids[error_at] = ids(operation.error)
-                known_dims[key_of_dims] = dim_ids
-            dims_rows.append(dim_ids)
-        dims = np.array(dims_rows, np.int32).reshape(count, len(names))
-        times = np.array(
-            [
-                (o.start_mono_ns, o.request_end_mono_ns, o.response_start_mono_ns, max(o.end_mono_ns, o.start_mono_ns))
-                for o in operations
-            ],
-            np.int64,
-        ).T
-        sizes = np.array([(o.request_bytes, o.response_bytes) for o in operations], np.int64).T
-        span_ids = self._rng.integers(1, 1 << 64, count, np.uint64).view(np.uint8).reshape(count, 8)
-        trace_ids = self._rng.integers(1, 1 << 64, 2 * count, np.uint64).view(np.uint8).reshape(count, 16)
-        parents = np.zeros((count, 8), np.uint8)
-        trace_flags = np.ones(count, np.uint8)
-        for i, operation in enumerate(operations):
-            if operation.trace_id:
-                trace_ids[i] = np.frombuffer(operation.trace_id, np.uint8)
-                trace_flags[i] = operation.trace_flags
-            if operation.parent_span_id:
-                parents[i] = np.frombuffer(operation.parent_span_id, np.uint8)
-        parent_source = np.array([o.parent_source for o in operations], np.uint8)
-        failed, unset = int(StatusCode.ERROR), int(StatusCode.UNSET)
-        status = np.array([failed if o.error else unset for o in operations], np.uint8)
-        stream = np.array([o.stream for o in operations], np.bool_)
-        usual = role if role in (SpanKind.SERVER, SpanKind.CLIENT) else SpanKind.CLIENT
-        kind = np.array([o.kind or usual for o in operations], np.uint8)
-        tids = np.array([o.tid for o in operations], np.int32)
-        name_ids = np.array([ids(o.name) for o in operations], np.int32)
-        texts: dict[str, list[bytes | None]] = {}
-        numbers: dict[str, NDArray[np.int64]] = {}
-        for i, operation in enumerate(operations):
-            for attribute, value in operation.varying.items():
-                if type(value) is str:
-                    column = texts.get(attribute)
-                    if column is None:
-                        column = texts[attribute] = [None] * count
-                    column[i] = value.encode()
-                elif isinstance(value, int) and not isinstance(value, bool):
-                    known_numbers = numbers.get(attribute)
-                    if known_numbers is None:
-                        known_numbers = numbers[attribute] = np.full(count, -1, np.int64)
-                    known_numbers[i] = value
-                else:
-                    shown = (
-                        ",".join(value)
-                        if isinstance(value, tuple)
-                        else str(value).lower()
-                        if value in (True, False)
-                        else str(value)
-                    )
-                    texts.setdefault(attribute, [None] * count)[i] = shown.encode()
+        own = len(operations)
+        telling: list[Telling] = [*operations, *(found.calls.meanings if found is not None else ())]
+        what = described(telling, self._values, self._dim_names(protocol, role))
+        count = own
+        if found is not None:
+            what = what.take(np.concatenate((np.arange(own), own + found.calls.meaning)))
+            found.count_messages(what, own)
+            count += len(found.calls.meaning)
         peers = [row.connection.peers for row in rows]
-        times[:, :] = np.where(times != 0, times + offset_ns, 0)
-        many = numbers.get(semconv.DB_OPERATION_BATCH_SIZE)
+        columns: dict[str, NDArray[Any]] = {
+            "times": np.array(
+                [(o.start_mono_ns, o.request_end_mono_ns, o.response_start_mono_ns, o.end_mono_ns) for o in operations],
+                np.int64,
+            ).reshape(own, 4),
+            "sizes": np.array([(o.request_bytes, o.response_bytes) for o in operations], np.int64).reshape(own, 2),
+            "trace_id": _ids([o.trace_id for o in operations], 16),
+            "parent_span_id": _ids([o.parent_span_id for o in operations], 8),
+            "trace_flags": np.array([o.trace_flags if o.trace_id else 1 for o in operations], np.uint8),
+            "parent_source": np.array([o.parent_source for o in operations], np.uint8),
+            "kind": np.array([o.kind for o in operations], np.uint8),
+            "pid": np.array([row.pid for row in rows], np.int32),
+            "tid": np.array([o.tid for o in operations], np.int32),
+            "connection": np.array([row.connection.key for row in rows], np.uint64),
+            "local_address": _ids([p.local_address for p in peers], 16),
+            "remote_address": _ids([p.remote_address for p in peers], 16),
+            "local_port": np.array([p.local_port for p in peers], np.uint16),
+            "remote_port": np.array([p.remote_port for p in peers], np.uint16),
+        }
+        if found is not None:
+            columns = {name: np.concatenate((columns[name], more)) for name, more in found.columns().items()}
+        times = columns["times"]
+        times[:, 3] = np.maximum(times[:, 3], times[:, 0])
+        times = np.where(times != 0, times + offset_ns, 0)
+        trace_ids = self._rng.integers(1, 1 << 64, 2 * count, np.uint64).view(np.uint8).reshape(count, 16)
+        inherits = np.any(columns["trace_id"], axis=1, keepdims=True)
+        usual = role if role in (SpanKind.SERVER, SpanKind.CLIENT) else SpanKind.CLIENT
+        many = what.varying.get(semconv.DB_OPERATION_BATCH_SIZE)
         return RequestBatch(
             protocol=np.full(count, protocol, np.uint8),
-            kind=kind,
-            pid=np.array([row.pid for row in rows], np.int32),
-            tid=tids,
-            connection=np.array([row.connection.key for row in rows], np.uint64),
-            start_unix_ns=times[0],
-            request_end_unix_ns=times[1],
-            response_start_unix_ns=times[2],
-            end_unix_ns=times[3],
-            request_bytes=sizes[0],
-            response_bytes=sizes[1],
-            local_address=_addresses([p.local_address for p in peers]),
-            remote_address=_addresses([p.remote_address for p in peers]),
-            local_port=np.array([p.local_port for p in peers], np.uint16),
-            remote_port=np.array([p.remote_port for p in peers], np.uint16),
-            trace_id=trace_ids,
-            span_id=span_ids,
-            parent_span_id=parents,
-            trace_flags=trace_flags,
-            parent_source=parent_source,
-            status=status,
-            stream=stream,
-            dims=dims,
-            dim_names=names,
-            name=name_ids,
-            varying={
-                **{attribute: Text.of(column) for attribute, column in texts.items()},
-                **numbers,
-            },
-            weight=np.empty(0, np.int64) if many is None else np.maximum(many, 1),
+            kind=np.where(columns["kind"], columns["kind"], np.uint8(usual)),
+            pid=columns["pid"],
+            tid=columns["tid"],
+            connection=columns["connection"],
+            start_unix_ns=times[:, 0].copy(),
+            request_end_unix_ns=times[:, 1].copy(),
+            response_start_unix_ns=times[:, 2].copy(),
+            end_unix_ns=times[:, 3].copy(),
+            request_bytes=columns["sizes"][:, 0].copy(),
+            response_bytes=columns["sizes"][:, 1].copy(),
+            local_address=columns["local_address"],
+            remote_address=columns["remote_address"],
+            local_port=columns["local_port"],
+            remote_port=columns["remote_port"],
+            trace_id=np.where(inherits, columns["trace_id"], trace_ids),
+            span_id=self._rng.integers(1, 1 << 64, count, np.uint64).view(np.uint8).reshape(count, 8),
+            parent_span_id=columns["parent_span_id"],
+            trace_flags=columns["trace_flags"],
+            parent_source=columns["parent_source"],
+            status=what.status,
+            stream=what.stream,
+            dims=what.dims,
+            dim_names=what.dim_names,
+            name=what.name,
+            varying=what.varying,
+            weight=np.maximum(many, 1) if isinstance(many, np.ndarray) else np.empty(0, np.int64),
         )
 
 
@@ -515,25 +444,20 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 
-def _peers(row: _Row) -> _Peers:
+def _peers(row: Row) -> Peers:
     part, i = row.where
-    return _peers_of(part[i])
+    return Peers.of(part[i])
 
 
-def _peers_of(record: Any) -> _Peers:
-    return _Peers(
-        record["local_address"].tobytes(), record["remote_address"].tobytes(), int(record["local_port"]),
-        int(record["remote_port"]),
-    )  # fmt: skip
+def _ids(ids: list[bytes], width: int) -> NDArray[np.uint8]:
+    """Raw bytes as rows; zero where there are none."""
+    nothing = bytes(width)
+    return np.frombuffer(b"".join([one or nothing for one in ids]), np.uint8).reshape(-1, width)
 
 
-def _addresses(addresses: list[bytes]) -> NDArray[np.uint8]:
-    return np.frombuffer(b"".join(addresses), np.uint8).reshape(-1, 16)
-
-
-def _in_order(parts: Sequence[NDArray[Any]]) -> list[_Row]:
+def _in_order(parts: Sequence[NDArray[Any]]) -> list[Row]:
     """The records of all rings, those of one connection in the order in which the kernel made them."""
-    rows: list[_Row] = []
+    rows: list[Row] = []
     for part in parts:
         width = part.dtype["payload"].shape[0]
         payload = part["payload"].tobytes()
@@ -542,7 +466,7 @@ def _in_order(parts: Sequence[NDArray[Any]]) -> list[_Row]:
             start, head, tail = i * width, values[6], values[7]
             context = part["trace_id"][i].tobytes() + part["span_id"][i].tobytes() if has_context[i] else b""
             last = payload[start + width - tail : start + width] if tail else b""
-            rows.append(_Row._make((*values, payload[start : start + head], last, context, (part, i))))
+            rows.append(Row._make((*values, payload[start : start + head], last, context, (part, i))))
     rows.sort(key=_ORDER)
     return rows
 

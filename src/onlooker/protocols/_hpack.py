@@ -17,6 +17,7 @@ a *missed block* does, and then everything known is forgotten.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -161,6 +162,21 @@ class HeaderCache:
         if len(block) <= _CACHED_BLOCK_BYTES and (after is table or table.depth < _SHARED_DEPTH) and not malformed:
             self._remember(table, block, fields, after)
         return fields, after
+
+    def read_all(self, table: Table, blocks: Sequence[bytes]) -> tuple[list[Fields], Table]:
+        """Decode blocks that follow each other; most are known, and change nothing."""
+        found: list[Fields] = []
+        known = table._blocks if table._epoch == self._epoch else {}
+        for block in blocks:
+            read = known.get(block)
+            if read is not None and read[1] is None:
+                self.hits += 1
+                found.append(read[0])
+                continue
+            fields, table = self.read(table, block)
+            found.append(fields)
+            known = table._blocks if table._epoch == self._epoch else {}
+        return found, table
 
     def _remember(self, table: Table, block: bytes, fields: Fields, after: Table) -> None:
         if self._count >= self.capacity:

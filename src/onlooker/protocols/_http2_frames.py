@@ -42,6 +42,8 @@ _BLOCKS: Final = frozenset((HEADERS, PUSH_PROMISE, CONTINUATION))
 _FLAGS: Final = (0x09, 0x2D, 0x00, 0x00, 0x01, 0x0C, 0x01, 0x00, 0x00, 0x04)
 """Flags that RFC 9113 defines, by frame type."""
 _PLAIN_BLOCK: Final = END_HEADERS | PADDED | HAS_PRIORITY
+_PLAIN: Final = frozenset((DATA, PRIORITY, PING, WINDOW_UPDATE))
+"""Frames that say nothing, or nothing about others."""
 _LONGEST_FIRST_FRAME = 16_384
 _LONGEST_FIRST_DATA = 1 << 20
 _FRAMES_TO_BELIEVE = 16
@@ -84,6 +86,37 @@ def believable(length: int, frame_type: int, flags: int, stream_id: int) -> bool
     if frame_type == HEADERS and length == 0:
         return False
     return fits(length, frame_type, flags, stream_id)
+
+
+def walk(data: bytes, position: int, end: int, found: list[int]) -> int:
+    """Find the frames in condensed bytes whose kept part is all there.
+
+    Args:
+        data: Of one direction or of several, one behind the other.
+        position: Where a frame begins.
+        end: Of the direction.
+        found: Takes their places in ``data``.
+
+    Returns:
+        The place behind the last of them.
+    """
+    add, header_at = found.append, _HEADER.unpack_from
+    last = end - HEADER_BYTES
+    while position <= last:
+        high, low, frame_type, flags, _ = header_at(data, position)
+        length = high << 8 | low
+        if frame_type == DATA:
+            shown = KEPT_DATA if not flags & PADDED else KEPT_DATA + 1
+            behind = position + HEADER_BYTES + (length if length < shown else shown)
+        elif frame_type == HEADERS:
+            behind = position + HEADER_BYTES + (length if length < KEPT_BLOCK else KEPT_BLOCK)
+        else:
+            behind = position + HEADER_BYTES + kept_bytes(frame_type, flags, length)
+        if behind > end:
+            break
+        add(position)
+        position = behind
+    return position
 
 
 class FrameSink(Protocol):
@@ -148,6 +181,49 @@ class FrameReader:
     def untouched(self) -> bool:
         """Whether no byte has come yet."""
         return self._offset < 0
+
+    @property
+    def is_level(self) -> bool:
+        """Whether the reader is in step, and what it is in the middle of is nothing unusual."""
+        if self._seeking or self._preface_left or not self._condensed or self._offset < 0:
+            return False
+        if self._left < 0:
+            return True
+        return self._type in _PLAIN or (self._type == HEADERS and bool(self._flags & END_HEADERS))
+
+    @property
+    def offset(self) -> int:
+        """Of the next byte."""
+        return self._offset
+
+    def begun(self, data: bytes, position: int, end: int) -> tuple[int, int] | None:
+        """How much of the next bytes belongs to a frame that has begun: in the direction, and in what is kept of it.
+
+        Args:
+            data: Has the next bytes.
+            position: From here on.
+            end: Up to here.
+
+        Returns:
+            None, if they do not tell, or if it is a frame of an unusual kind.
+        """
+        if self._left >= 0:
+            return self._left, min(self._shown, self._left)
+        have = len(self._partial)
+        if not have:
+            return 0, 0
+        missing = HEADER_BYTES - have
+        if end - position < missing:
+            return None
+        high, low, frame_type, flags, _ = _HEADER.unpack(self._partial + data[position : position + missing])
+        if frame_type not in _PLAIN and (frame_type != HEADERS or not flags & END_HEADERS):
+            return None
+        length = high << 8 | low
+        return missing + length, missing + kept_bytes(frame_type, flags, length)
+
+    def passed(self, offset: int) -> None:
+        """Whole frames went by, up to ``offset``."""
+        self._offset = offset
 
     def expect_frames(self) -> None:
         """The next byte is the first of a frame."""

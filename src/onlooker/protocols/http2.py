@@ -11,7 +11,8 @@ operation: an absent path is never a wrong one.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 from onlooker import semconv
 from onlooker.batches import AttributeValue, SpanKind
@@ -62,8 +63,8 @@ class _Request:
     """What follows from the fields of a request alone; made once for equal header blocks of a connection."""
 
     __slots__ = (
-        "connect", "dims", "flags", "grpc", "host", "is_request", "method", "parent", "port", "scheme", "timeout_ns",
-        "trace", "varying",
+        "connect", "dims", "flags", "grpc", "host", "is_request", "method", "parent", "port", "rpc", "scheme",
+        "timeout_ns", "trace", "varying",
     )  # fmt: skip
 
     def __init__(self, fields: Fields) -> None:
@@ -78,6 +79,7 @@ class _Request:
         self.scheme = scheme.decode("latin-1") if scheme in (b"http", b"https") else ""
         self.method = "" if method is None else method.decode("latin-1") if method in _METHODS else "_OTHER"
         self.timeout_ns = grpc.timeout_ns(fields.get(b"grpc-timeout")) if self.grpc else 0
+        self.rpc = _Rpc(path, self.timeout_ns)
         self.host, self.port = _authority(fields.get(b":authority") or fields.get(b"host"), self.scheme)
         self.trace, self.parent, self.flags = _traceparent(fields.get(b"traceparent"))
         self.dims: dict[tuple[str, int, str, bool], dict[str, AttributeValue]] = {}
@@ -98,10 +100,26 @@ class _Request:
 class _Rpc:
     """What a request means if it is a gRPC call."""
 
-    __slots__ = ("method", "service")
+    __slots__ = ("method", "service", "varying")
 
-    def __init__(self, path: bytes | None) -> None:
+    def __init__(self, path: bytes | None, timeout_ns: int) -> None:
         self.method, self.service = grpc.full_method(path) if path else ("", "")
+        self.varying: dict[str, AttributeValue] = {}
+        if self.service:
+            self.varying[RPC_SERVICE] = self.service
+        if timeout_ns:
+            self.varying[RPC_TIMEOUT_NS] = timeout_ns
+
+
+class Meaning(NamedTuple):
+    """What streams have in common whose headers are the same, and that ended in the same way; see `Operation`."""
+
+    name: str
+    dims: Mapping[str, AttributeValue]
+    varying: Mapping[str, AttributeValue]
+    error: str
+    stream: bool
+    is_rpc: bool
 
 
 class _Stream:
@@ -274,6 +292,86 @@ class Http2:
     def open_streams(self) -> int:
         """Requests under way."""
         return len(self._streams) + len(self._early)
+
+    # For who reads many frames at once, see `onlooker.protocols.http2_rounds`.
+
+    @property
+    def is_level(self) -> bool:
+        """Whether frames can be read without `feed`: what they depend on is known, and nothing waits for another."""
+        return (
+            self._certain
+            and not self._swapped
+            and self._first > 0
+            and not self._request_lost
+            and not self._early
+            and self._blocks[0] is None
+            and self._blocks[1] is None
+            and self._from_client.is_level
+            and self._from_server.is_level
+        )
+
+    def reader(self, *, from_client: bool) -> FrameReader:
+        """The reader of one direction."""
+        return self._from_client if from_client else self._from_server
+
+    @property
+    def highest(self) -> int:
+        """The number of the latest stream that was opened."""
+        return self._highest
+
+    @property
+    def circumstances(self) -> tuple[bool, bool, int]:
+        """What the `meaning` of a stream depends on beside its headers: predates the agent, is the client, lost at."""
+        return self._predates, self._is_client, self._lost_at
+
+    def read_blocks(self, blocks: Sequence[bytes], *, from_client: bool) -> list[Fields]:
+        """Decode the next header blocks of one direction."""
+        found, self._tables[from_client] = self._cache.read_all(self._tables[from_client], blocks)
+        return found
+
+    def meaning(self, request: Fields, response: Fields, trailers: Fields | None) -> Meaning:
+        """What a stream says that was answered, and of which nothing was lost."""
+        stream = _Stream(0, self._lost_at + 1)
+        stream.request, stream.response, stream.trailers = request, response, trailers
+        return self._meaning(stream, "", code=-1)
+
+    def take_frame(
+        self, segment: Segment, began_ns: int, flags: int, number: int, fields: Fields | None, shown: bytes,
+        length: int, highest: int,
+    ) -> None:  # fmt: skip
+        """Take a frame that `feed` was not given: HEADERS, if there are ``fields``, or DATA.
+
+        Args:
+            segment: That the frame ended in.
+            began_ns: When its first byte came.
+            flags: Of its header.
+            number: Of its stream.
+            length: Of its payload.
+            fields: Its header fields, decoded.
+            shown: The first bytes of its payload, as far as they were kept.
+            highest: Number of the latest stream that was opened before it.
+        """
+        reader = self._from_client if segment.from_client else self._from_server
+        self._segment = segment
+        self._highest = highest
+        reader.frame_mono_ns, reader.now_mono_ns = began_ns, segment.mono_ns
+        if fields is not None:
+            if segment.from_client:
+                self._request_headers(reader, number, flags, began_ns, fields)
+            else:
+                self._response_headers(number, flags, began_ns, fields)
+            return
+        counter = self.on_data(reader, number, length)
+        if counter is not None and length and not counter.take_whole(shown, 0, len(shown), length):
+            counter.take(shown, length)
+        self.on_data_end(reader, flags, number, 0)
+
+    def passed(self, highest: int) -> list[Operation]:
+        """Streams up to ``highest`` were opened; gives back what `take_frame` finished."""
+        self._highest = highest
+        self._drop_early(highest, count=True)
+        done, self._done = self._done, []
+        return done
 
     # What the frame readers find.
 
@@ -545,11 +643,42 @@ class Http2:
     # What becomes of a stream.
 
     def _emit(self, stream: _Stream, error: str, *, code: int = -1) -> None:
+        meaning = self._meaning(stream, error, code=code)
+        varying = meaning.varying
+        streaming = meaning.stream
+        if meaning.is_rpc:
+            varying = dict(varying)
+            streaming = _count_messages(stream, varying)
+        whole = stream.start > self._lost_at
+        self._done.append(
+            Operation(
+                name=meaning.name,
+                dims=meaning.dims,
+                varying=varying,
+                start_mono_ns=stream.start,
+                request_end_mono_ns=max(stream.start, min(stream.request_end, stream.response_end)),
+                response_start_mono_ns=max(stream.start, stream.response_start) if stream.response_start else 0,
+                end_mono_ns=max(stream.start, stream.response_end),
+                request_bytes=max(0, stream.request_bytes) if whole else -1,
+                response_bytes=max(0, stream.response_bytes) if whole else -1,
+                error=meaning.error,
+                trace_id=stream.trace,
+                parent_span_id=stream.parent,
+                trace_flags=stream.flags,
+                parent_source=stream.parent_source,
+                tid=stream.tid,
+                stream=streaming,
+                kind=int(SpanKind.CLIENT if self._is_client else SpanKind.SERVER) if self._swapped else 0,
+            )
+        )
+
+    def _meaning(self, stream: _Stream, error: str, *, code: int) -> Meaning:
+        """What a stream says by its headers and its end: all but times, sizes and message counts."""
         fields = stream.request
         assert fields is not None
         request = _request_of(fields)
         response = stream.response
-        varying = request.varying
+        varying: Mapping[str, AttributeValue] = request.varying
         content_type = response.get(b"content-type") if response is not None else None
         is_rpc = request.grpc or (
             fields.holes and fields.get(b"content-type") is None and _seems_grpc(request, stream, content_type)
@@ -557,17 +686,12 @@ class Http2:
         status = response.status if response is not None else 0
         streaming = unknown = False
         if is_rpc:
-            rpc = _Rpc(fields.get(b":path"))
+            rpc = request.rpc
             text = self._rpc_status(stream, request, error, code=code)
             if text and not (error and code < 0):
                 error = text if grpc.is_error(text, client=self._is_client) else ""
             unknown = not text and not error
-            varying = {}  # the path says what `rpc.method` says
-            streaming = _count_messages(stream, varying)
-            if rpc.service:
-                varying[RPC_SERVICE] = rpc.service
-            if request.timeout_ns:
-                varying[RPC_TIMEOUT_NS] = request.timeout_ns
+            varying = rpc.varying  # the path says what `rpc.method` says
             name = rpc.method or "grpc"
             dims = self._rpc_dims(request, rpc.method, text, error)
         else:
@@ -581,28 +705,7 @@ class Http2:
             dims = self._http_dims(request, status, error)
         if (fields.holes or unknown) and (self._predates or self._lost_at >= 0):
             varying = {**varying, PREDATES_AGENT if self._predates else BYTES_LOST: True}
-        whole = stream.start > self._lost_at
-        self._done.append(
-            Operation(
-                name=name,
-                dims=dims,
-                varying=varying,
-                start_mono_ns=stream.start,
-                request_end_mono_ns=max(stream.start, min(stream.request_end, stream.response_end)),
-                response_start_mono_ns=max(stream.start, stream.response_start) if stream.response_start else 0,
-                end_mono_ns=max(stream.start, stream.response_end),
-                request_bytes=max(0, stream.request_bytes) if whole else -1,
-                response_bytes=max(0, stream.response_bytes) if whole else -1,
-                error=error,
-                trace_id=stream.trace,
-                parent_span_id=stream.parent,
-                trace_flags=stream.flags,
-                parent_source=stream.parent_source,
-                tid=stream.tid,
-                stream=streaming,
-                kind=int(SpanKind.CLIENT if self._is_client else SpanKind.SERVER) if self._swapped else 0,
-            )
-        )
+        return Meaning(name, dims, varying, error, streaming, is_rpc)
 
     def _http_dims(self, request: _Request, status: int, error: str) -> dict[str, AttributeValue]:
         key = ("", status, error, self._is_client)
@@ -666,6 +769,12 @@ def _request_of(fields: Fields) -> _Request:
     if not isinstance(derived, _Request):
         derived = fields.derived = _Request(fields)
     return derived
+
+
+def parent_of(fields: Fields) -> tuple[bool, bool, tuple[bytes, bytes, int]]:
+    """Whether these are the headers of a request, and of gRPC, and the parent that they name."""
+    request = _request_of(fields)
+    return request.is_request, request.grpc, (request.trace, request.parent, request.flags)
 
 
 def _seems_grpc(request: _Request, stream: _Stream, content_type: bytes | None) -> bool:
