@@ -92,7 +92,7 @@ def pipeline(options: argparse.Namespace) -> Pipeline:
     made = Pipeline(loaded, cast("Any", None), cast("Any", nothing), cast("Any", nothing), identities)
     table = made.aggregator.table
     if options.store:
-        store = Store(StoreOptions(MEMORY), table, lambda: identities.services, redact=made.redactor.apply)
+        store = Store(StoreOptions(MEMORY), table, identities.service, redact=made.redactor.apply)
         made.sinks.append(store.put)
     if options.otlp:
         seconds = itertools.count()  # a round is one, as when it is quiet

@@ -193,7 +193,7 @@ class Pipeline:
         # who answers comes first: `peers` learns from it whom the others ask
         batches += sorted(segments, key=lambda batch: int(batch.kind[0]) != SpanKind.SERVER)
         for batch in batches:
-            self.requests += int(batch.weight.sum()) if len(batch.weight) else len(batch)
+            self.requests += batch.requests()
             self._take_through(batch)
         for settle in self.settle:
             settle()
@@ -302,9 +302,7 @@ class Agent:
         self.store = None
         if config.web.port:
             # it looks at rows that the sampler did not keep, too
-            self.store = Store(
-                store_options(config), table, lambda: self.identities.services, redact=pipeline.redactor.apply
-            )
+            self.store = Store(store_options(config), table, self.identities.service, redact=pipeline.redactor.apply)
         if self.store is not None:
             pipeline.sinks.append(self.store.put)
             self.store.start()

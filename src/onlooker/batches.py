@@ -11,10 +11,12 @@ import collections
 import enum
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from onlooker import semconv
 
 U1: TypeAlias = NDArray[np.uint8]
 U2: TypeAlias = NDArray[np.uint16]
@@ -208,6 +210,14 @@ class RequestBatch:
     def __len__(self) -> int:
         return len(self.kind)
 
+    def requests(self, rows: NDArray[np.intp] | NDArray[np.bool_] | None = None) -> int:
+        """How many requests the batch stands for, or the chosen rows of it."""
+        if len(self.weight):
+            return int((self.weight if rows is None else self.weight[rows]).sum())
+        if rows is None:
+            return len(self)
+        return int(np.count_nonzero(rows)) if rows.dtype == np.bool_ else len(rows)
+
     @property
     def duration_ns(self) -> I8:
         """From the first byte of the request to the last of the response."""
@@ -254,6 +264,10 @@ class Service:
     features: frozenset[str] | None = None
 
 
+OTHER_SERVICES: Final = Service(-2, "other_services", "", "", "generic", ((semconv.SERVICE_NAME, "other_services"),))
+"""Whose overflow series take what comes when there are too many of those too: each short-lived process is a service."""
+
+
 @dataclass(slots=True)
 class Process:
     """A process that is, or was, watched."""
@@ -290,6 +304,10 @@ class Identities:
         """A fresh id, for a process or a service."""
         self._next += 1
         return self._next - 1
+
+    def service(self, service_id: int) -> Service | None:
+        """Of that id, `OTHER_SERVICES` included."""
+        return OTHER_SERVICES if service_id == OTHER_SERVICES.id else self.services.get(service_id)
 
     def add_service(self, service: Service) -> None:
         self.services = {**self.services, service.id: service}

@@ -37,16 +37,17 @@ class Traffic:
     """Makes batches as the stages leave them and puts them into a store."""
 
     def __init__(
-        self, store_path: Path | str, *, services: Sequence[str] = ("shop", "users", "orders"), **options: Any
-    ):
+        self, store_path: Path | str, *, services: Sequence[str] = ("shop", "users", "orders"), series: int = 10_000,
+        **options: Any,
+    ):  # fmt: skip
         self.values = Values()
         self.identities: Identities = identities_of(*(a_service(i + 1, name) for i, name in enumerate(services)))
         self.rng = np.random.default_rng(1)
         self.aggregator = Aggregator(
-            AggregateOptions(), self.identities, self.values, rng=self.rng, clock_unix_ns=time.time_ns
+            AggregateOptions(limit=series), self.identities, self.values, rng=self.rng, clock_unix_ns=time.time_ns
         )
         self.store = Store(
-            StoreOptions(path=str(store_path), **options), self.aggregator.table, lambda: self.identities.services
+            StoreOptions(path=str(store_path), **options), self.aggregator.table, self.identities.service
         )
 
     def batch(self, rows: Sequence[dict[str, Any]], *, now_ns: int | None = None) -> RequestBatch:

@@ -115,7 +115,7 @@ def _spans(store: Store, services: int, now_s: int, count: int, rng: np.random.G
 
 def main(path: str, services: int = 200) -> None:
     now_s = int(time.time())
-    store = Store(StoreOptions(path=path), SeriesTable(), dict)
+    store = Store(StoreOptions(path=path), SeriesTable(), {}.get)
     if not store.writer._db.execute("SELECT 1 FROM keys").fetchone():
         fill(store, services, now_s, spans=1_500_000)
     else:

@@ -43,6 +43,7 @@ from onlooker.aggregate.windows import WindowRow, Windows
 from onlooker.batches import (
     I4,
     I8,
+    OTHER_SERVICES,
     SKIP_METRICS,
     U8,
     AttributeValue,
@@ -70,9 +71,6 @@ from onlooker.snapshot import (
 
 AGGREGATED: Final = "AGGREGATED"
 SOURCE_NAME: Final = "onlooker"
-
-OTHER_SERVICES: Final = Service(-2, "other_services", "", "", "generic", ((semconv.SERVICE_NAME, "other_services"),))
-"""Whose overflow series take what comes when there are too many of those too: each short-lived process is a service."""
 
 _NAMED_WINDOWS: Final = 256
 _OTHER_WINDOWS: Final = 128
@@ -133,9 +131,9 @@ class Aggregator:
 
     Attributes:
         table: All live span series.
-        overflowed: Rows counted in an overflow series.
+        overflowed: Requests counted in an overflow series.
         streams: Rows kept out of the latency histograms.
-        uncounted: Rows that no metric counts because of ignored routes.
+        uncounted: Requests that no metric counts because of ignored routes.
     """
 
     def __init__(
@@ -229,7 +227,7 @@ class Aggregator:
             kept = (batch.skip & SKIP_METRICS) == 0
             if not kept.all():
                 counted = np.flatnonzero(kept)
-                self.uncounted += len(batch) - counted.size
+                self.uncounted += batch.requests() - batch.requests(counted)
         at = series.astype(np.int64)
         duration = batch.end_unix_ns - batch.start_unix_ns
         failed = batch.status == StatusCode.ERROR
@@ -242,8 +240,9 @@ class Aggregator:
         np.add.at(self._calls, at, 1 if weight is None else weight)
         self._seen_unix_ns[at] = now
         self._windows.add(self._window_of[at], duration, stream, failed, now, weight)
-        streaming = int(np.count_nonzero(stream))
-        self.streams += streaming
+        streaming = bool(stream.any())
+        if streaming:
+            self.streams += int(np.count_nonzero(stream) if weight is None else weight[stream].sum())
         for measure in layout.measures:
             if measure in IN_NS:
                 rows = np.flatnonzero(~stream) if streaming else None
@@ -296,7 +295,7 @@ class Aggregator:
             self._cache.insert(distinct, made)
             found[missing] = made[inverse]
         if self._overflow_ids:
-            self.overflowed += int(np.count_nonzero(self._is_overflow[found]))
+            self.overflowed += batch.requests(self._is_overflow[found])
         return found
 
     def _intern(self, column: Text) -> I4:
@@ -340,7 +339,7 @@ class Aggregator:
         """One of the service; of all services together once these are an eighth of what ``limit`` allows."""
         found = self._overflow_ids.get((service_id, protocol, kind, status))
         if found is None and len(self._overflow_ids) >= overflow_limit(self._options.limit):
-            service = self._service(service_id)
+            service = self._identities.service(service_id)
             counts = service is not None and "metrics" in service.exports
             service_id = OTHER_SERVICES.id if counts else 0
             found = self._overflow_ids.get((service_id, protocol, kind, status))
@@ -349,9 +348,6 @@ class Aggregator:
                 service_id, protocol, kind, status, AGGREGATED, {OVERFLOW_ATTRIBUTE: True}, {}, overflow=True
             )
         return found
-
-    def _service(self, service_id: int) -> Service | None:
-        return OTHER_SERVICES if service_id == OTHER_SERVICES.id else self._identities.services.get(service_id)
 
     def _new_series(
         self,
@@ -443,7 +439,7 @@ class Aggregator:
 
     def _map(self, series: Series, attributes: Mapping[str, AttributeValue], now: int) -> None:
         """Say for a new span series in which series of which metrics it counts."""
-        service = self._service(series.service_id)
+        service = self._identities.service(series.service_id)
         wanted = service is not None and "metrics" in service.exports
         family = family_of(series.protocol, series.attributes)
         shared: dict[tuple[str, ...], tuple[Mapping[str, AttributeValue], Hashable]] = {}
@@ -531,7 +527,7 @@ class Aggregator:
                             made = {**point.attributes, semconv.SPAN_NAME: AGGREGATED}
                             row = store.row(series.service_id, made, now)
                             store.map_series(other.id, row)
-                            if (service := self._service(series.service_id)) is not None:
+                            if (service := self._identities.service(series.service_id)) is not None:
                                 self._note_owner(store, row, service)
         return AGGREGATED
 
@@ -702,7 +698,7 @@ class Aggregator:
             rows = self._windows.read(list(groups.values()), window_s, self._clock())
         lines = []
         for (service_id, kind, name), window in zip(groups, rows, strict=True):
-            service = self._identities.services.get(service_id) or self._services.get(service_id)
+            service = self._identities.service(service_id) or self._services.get(service_id)
             if service is not None and window.requests:
                 lines.append(LiveLine(service.name, service.namespace, kind, name, window))
         return lines

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -169,19 +169,19 @@ class Intake:
     def __init__(
         self,
         table: SeriesTable,
-        services: Callable[[], Mapping[int, Service]],
+        service: Callable[[int], Service | None],
         redact: Callable[[dict[str, Column]], None] = lambda varying: None,
     ) -> None:
         """Make an empty one.
 
         Args:
             table: Of the batches' series.
-            services: By id, as they are now.
+            service: By id, as it is now.
             redact: Takes secrets out of the varying columns of rows that are looked at, in place.
         """
         self.seen = self.dropped = self.undetailed = 0
         self._table = table
-        self._services = services
+        self._service = service
         self._redact = redact
         self._generation: I8 = np.full(1024, -1, np.int64)
         self._queue: deque[Item] = deque()
@@ -198,9 +198,9 @@ class Intake:
         n = len(batch)
         if not n or self.closed:
             return
-        self.seen += n
+        self.seen += batch.requests()
         if self._rows_waiting + n > ROWS_MAX:
-            self.dropped += n
+            self.dropped += batch.requests()
             return
         slot = batch.series
         self._tell_new(slot)
@@ -256,13 +256,11 @@ class Intake:
         if len(table) > len(self._generation):
             more = max(len(table) - len(self._generation), len(self._generation))
             self._generation = np.concatenate([self._generation, np.full(more, -1, np.int64)])
-        services: Mapping[int, Service] | None = None
         for found in np.flatnonzero(np.bincount(slot)).tolist():
             series = table[found]
             if series is not None and self._generation[found] != series.generation:
                 self._generation[found] = series.generation
-                services = self._services() if services is None else services
-                new = NewSeries(found, series, services.get(series.service_id))
+                new = NewSeries(found, series, self._service(series.service_id))
                 with self._lock:
                     self._queue.append(new)
 

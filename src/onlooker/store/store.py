@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,7 +52,7 @@ class Store:
         self,
         options: StoreOptions,
         table: SeriesTable,
-        services: Callable[[], Mapping[int, Service]],
+        service: Callable[[int], Service | None],
         *,
         clock: Callable[[], float] | None = None,
         redact: Callable[[dict[str, Column]], None] = lambda varying: None,
@@ -73,7 +73,7 @@ class Store:
         self._lock = threading.Lock()
         self._reading: sqlite3.Connection | None = None
         self._closed = False
-        self.intake = Intake(table, services, redact)
+        self.intake = Intake(table, service, redact)
         self.max_bytes = min(options.max_bytes, MEMORY_BYTES) if in_memory else options.max_bytes
         clocks: dict[str, Any] = {"clock": clock} if clock else {}
         self.writer = Writer(

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onlooker import semconv
-from onlooker.aggregate.aggregator import AGGREGATED, OTHER_SERVICES, AggregateOptions, Aggregator
+from onlooker.aggregate.aggregator import AGGREGATED, AggregateOptions, Aggregator
 from onlooker.aggregate.definitions import DEFINITIONS, DURATION_BOUNDS, SIZE_BOUNDS
 from onlooker.aggregate.selection import Selection
 from onlooker.aggregate.store import OVERFLOW_ATTRIBUTE, MetricStore
-from onlooker.batches import SKIP_METRICS, SpanKind, StatusCode, Values
+from onlooker.batches import OTHER_SERVICES, SKIP_METRICS, SpanKind, StatusCode, Values
 from onlooker.snapshot import HistogramPoint, MetricKind
 from support.request_batches import HTTP_DIMS, START_UNIX_NS, a_request, a_service, identities_of, requests
 
@@ -157,9 +157,11 @@ def test_a_row_of_some_weight_counts_as_that_many(rows):
             )
             for name, metric in bench.metrics().items()
         }
-        return metrics, bench.aggregator.live_routes(60)
+        counters = (bench.aggregator.uncounted, bench.aggregator.streams, batch.requests())
+        return metrics, bench.aggregator.live_routes(60), counters
 
-    (one, lines), (other, expected) = told(True), told(False)
+    (one, lines, counters), (other, expected, others) = told(True), told(False)
+    assert counters == others
     assert one == other
     assert lines == expected
 

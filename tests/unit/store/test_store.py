@@ -23,6 +23,7 @@ from onlooker.store.schema import APPLICATION_ID
 from onlooker.store.tail import ERROR
 from onlooker.web import views
 from support.page_server import Traffic
+from support.request_batches import a_request
 from support.store_day import fill
 
 
@@ -224,13 +225,13 @@ def test_a_file_that_is_no_store_is_set_aside(tmp_path: Path, kind: str, caplog:
 
 
 def test_a_second_onlooker_does_not_share_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first = Store(StoreOptions(path=str(tmp_path / "s")), SeriesTable(), dict)
-    second = Store(StoreOptions(path=str(tmp_path / "s")), SeriesTable(), dict)
+    first = Store(StoreOptions(path=str(tmp_path / "s")), SeriesTable(), {}.get)
+    second = Store(StoreOptions(path=str(tmp_path / "s")), SeriesTable(), {}.get)
     assert (first.path, second.path) == (str(tmp_path / "s"), MEMORY)
     assert "another onlooker" in caplog.text
     second.close()
     first.close()
-    third = Store(StoreOptions(path=str(tmp_path / "s")), SeriesTable(), dict)
+    third = Store(StoreOptions(path=str(tmp_path / "s")), SeriesTable(), {}.get)
     assert third.path == str(tmp_path / "s")
     third.close()
 
@@ -239,14 +240,14 @@ def test_a_directory_that_cannot_be_written_is_no_reason_to_stop(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    store = Store(StoreOptions(path=str(tmp_path / "file" / "s")), SeriesTable(), dict)
+    store = Store(StoreOptions(path=str(tmp_path / "file" / "s")), SeriesTable(), {}.get)
     assert store.path == MEMORY
     assert "in memory only" in caplog.text
     store.close()
 
 
 def test_a_closed_store_says_so(tmp_path: Path) -> None:
-    store = Store(StoreOptions(path=str(tmp_path / "s")), SeriesTable(), dict)
+    store = Store(StoreOptions(path=str(tmp_path / "s")), SeriesTable(), {}.get)
     store.close()
     with pytest.raises(StoreError), store.reader():
         pass
@@ -266,6 +267,17 @@ def test_too_much_is_counted_not_kept(tmp_path: Path) -> None:
     with traffic.store.reader() as reader:
         now = int(time.time())
         assert reader.metrics(now // 10 * 10 - 300, now + 10, 10).count.sum() == 60_000
+    traffic.store.close()
+
+
+def test_what_is_beyond_the_services_is_stored_under_its_name(tmp_path: Path) -> None:
+    traffic = Traffic(tmp_path / "s", services=[f"job-{number}" for number in range(600)], series=64)
+    traffic.put([a_request(service=number + 1, route=f"/{number}", name=f"GET /{number}") for number in range(600)])
+    settle(traffic)
+    with traffic.store.reader() as reader:
+        names = {row.id: row.full_name for row in reader.services().values()}
+        assert "other_services" in names.values()
+        assert "unknown_service" not in " ".join(names.values())
     traffic.store.close()
 
 
@@ -354,7 +366,7 @@ def test_killed_while_writing_twenty_times(tmp_path: Path) -> None:
 
 
 def test_a_day_of_many_services_reads_as_it_was_written(tmp_path: Path) -> None:
-    store = Store(StoreOptions(path=str(tmp_path / "s")), SeriesTable(), dict)
+    store = Store(StoreOptions(path=str(tmp_path / "s")), SeriesTable(), {}.get)
     now = int(time.time())
     fill(store, 20, now)
     with store.reader() as reader:
