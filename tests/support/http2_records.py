@@ -24,6 +24,10 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
+class Unseen(bytes):
+    """Payload that is in no buffer of the program (`sendfile`)."""
+
+
 @dataclass
 class Wire:
     """One direction of a connection: its bytes become records."""
@@ -31,8 +35,6 @@ class Wire:
     from_client: bool
     condenser: Condenser
     offset: int = 0
-    ends: bool = False
-    """Whether the payload at hand is the last of its stream."""
 
 
 @dataclass
@@ -49,6 +51,11 @@ class Connection:
     def records(self, from_client: bool, data: bytes, at: int, *, limit: int = LARGE) -> list[NDArray[Any]]:
         """What the kernel sends up of one call."""
         wire = self.wires[from_client]
+        if isinstance(data, Unseen):
+            wire.condenser.condense(data)
+            rows = [self._one(wire, 0, len(data), b"", at, 0)] if not wire.condenser.left else []
+            wire.offset += len(data)
+            return rows
         result: list[NDArray[Any]] = []
         position = 0
         # in pieces of one byte the condenser says where each kept byte stands
@@ -178,7 +185,14 @@ def made_up(seed: int, calls: int, *, odd: float) -> Chunks:
             last = end and i == len(pieces) - 1
             padded = dice.random() < odd
             flags = (frames.END_STREAM if last else 0) | (frames.PADDED if padded else 0)
-            out[side] += frame(frames.DATA, flags, stream, b"\2" + piece + b"\0\0" if padded else piece)
+            whole = frame(frames.DATA, flags, stream, b"\2" + piece + b"\0\0" if padded else piece)
+            if not rpc and not side and len(piece) > 50 and dice.random() < 0.5:
+                out[side] += whole[: frames.HEADER_BYTES]
+                flush(side)
+                for part in (whole[frames.HEADER_BYTES :][:40], whole[frames.HEADER_BYTES :][40:]):
+                    chunks.append((side, at, Unseen(part)))
+                continue
+            out[side] += whole
 
     for number in range(calls):
         stream = 2 * number + 1

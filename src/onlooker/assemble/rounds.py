@@ -34,6 +34,10 @@ _SERVER: Final = 2
 _LEAST_BYTES: Final = 4096
 """Less than this is read as fast one by one: columns have a price of their own, of some thirty requests."""
 _WAITING_MAX: Final = 20_000
+_BEGIN_RECORDS: Final = 16
+"""A new connection with so many records in one round is begun at once..."""
+_BEGIN_STEPS: Final = 4
+"""...with at most so many of them: the preface, and what either side sends first."""
 
 _OF_CONNECTION: Final = ("local_address", "remote_address", "local_port", "remote_port")
 
@@ -113,6 +117,7 @@ class Rounds:
         take: Take,
         give_up: GiveUp,
         touch: Callable[[int], None],
+        feed: Callable[[NDArray[Any]], None],
     ) -> tuple[list[NDArray[Any]], list[tuple[int, RoundCalls]]]:
         """Read what is plain.
 
@@ -123,6 +128,7 @@ class Rounds:
             take: Takes the operations of a parser.
             give_up: Called within the handling of an exception of a parser.
             touch: Called with the number of each connection that was read.
+            feed: Feeds a record to its parser at once.
 
         Returns:
             The records that are left; calls, with the role of their connections.
@@ -144,13 +150,29 @@ class Rounds:
         group = np.repeat(np.arange(len(first)), behind - first)
         found = [connections.get(one) if one not in busy else None for one in number[first].tolist()]
         level = [one if one is not None and _is_level(one) else None for one in found]
-        rank = np.arange(len(order))
-        expected = np.array([-1 if one is None else one.next for one in level], np.int64)[group] + rank - first[group]
         usual = (heads["flags"][order] & ~np.uint16(_CONTINUED)) == 0
+        # A connection is level once it has begun: a burst on a new one is not read record by record.
+        begun = np.zeros(len(first), np.int64)
+        for i in np.flatnonzero(behind - first >= _BEGIN_RECORDS).tolist():
+            if level[i] is None and (key := int(number[first[i]])) not in busy:
+                for at in range(int(first[i]), int(first[i]) + _BEGIN_STEPS):
+                    known = connections.get(key)
+                    if known is not None and _is_level(known):
+                        level[i] = known
+                        break
+                    if not usual[at] or sequence[at] != (known.next if known is not None else 0):
+                        break
+                    part, row = _where(parts, int(order[at]))
+                    feed(part[row : row + 1])
+                    begun[i] += 1
+        rank = np.arange(len(order))
+        start = first + begun
+        expected = np.array([-1 if one is None else one.next for one in level], np.int64)[group] + rank - start[group]
         is_level = np.array([one is not None for one in level], np.bool_)
-        good = is_level[group] & usual & (sequence == expected)
+        is_begun = rank < start[group]
+        good = is_begun | (is_level[group] & usual & (sequence == expected))
         stop = np.minimum(np.minimum.reduceat(np.where(good, len(order), rank), first), behind)
-        chosen = rank < stop[group]
+        chosen = (rank < stop[group]) & ~is_begun
 
         late = np.zeros(len(order), np.bool_)
         gap = np.minimum(stop, len(order) - 1)
@@ -159,7 +181,7 @@ class Rounds:
         if is_gap.any():
             awaited = [missed.get(one, -1) for one in number[first].tolist()]
             is_gap &= expected[gap] != np.array(awaited, np.int64)
-            late = is_gap[group] & ~chosen
+            late = is_gap[group] & ~chosen & ~is_begun
             if np.count_nonzero(late) > _WAITING_MAX:
                 late[:] = False
         result: list[tuple[int, RoundCalls]] = []
@@ -173,12 +195,12 @@ class Rounds:
                         one.next += count
                         one.pid = int(heads["tgid"][order[int(stop[i]) - 1]])
                         touch(one.key)
-            late &= (read | (stop == first))[group]  # what comes behind records that are left is left, too
+            late &= (read | (stop == start))[group]  # what comes behind records that are left is left, too
         if late.any():
             groups = np.unique(group[late])
             self._missing = dict(zip(number[first[groups]].tolist(), expected[gap[groups]].tolist(), strict=True))
         gone, held = np.zeros(len(heads), np.bool_), np.zeros(len(heads), np.bool_)
-        gone[order[chosen]] = True
+        gone[order[chosen | is_begun]] = True
         held[order[late]] = True
         left: list[NDArray[Any]] = []
         at = 0
@@ -290,6 +312,15 @@ def _head_dtype(record: np.dtype[Any]) -> np.dtype[Any]:
             "itemsize": fields["payload"][1],
         }
     )
+
+
+def _where(parts: Sequence[NDArray[Any]], row: int) -> tuple[NDArray[Any], int]:
+    """The part and the place in it of a row that counts through all parts."""
+    for part in parts:
+        if row < len(part):
+            return part, row
+        row -= len(part)
+    raise IndexError(row)
 
 
 def _bytes_of(part: NDArray[Any]) -> NDArray[np.uint8]:

@@ -125,7 +125,7 @@ class Segments:
         parts, calls = self._rounds.take(
             parts, self._connections, {row.connection for row in self._held},
             lambda connection, operations: self._take(connection, operations, finished), self._give_up,
-            self._connections.move_to_end,
+            self._connections.move_to_end, lambda part: self._feed(_in_order([part])[0], finished),
         )  # fmt: skip
         rows, held = _in_order(parts), self._held
         missed, self._missing = self._missing, {}

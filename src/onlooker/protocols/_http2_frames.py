@@ -8,6 +8,7 @@ step, it waits for bytes that are frames beyond doubt.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from onlooker.protocols.grpc import MessageCounter
@@ -119,6 +120,81 @@ def walk(data: bytes, position: int, end: int, found: list[int]) -> int:
     return position
 
 
+def walk_transfers(
+    data: bytes, place: Sequence[int], offset: Sequence[int], length: Sequence[int], at: int, left: int, keep: int,
+    found: list[int], shown: dict[int, int], *, may_lack: bool,
+) -> bool:  # fmt: skip
+    """As `walk`, transfer by transfer: finds the frames of which less was kept, as no buffer held it (`sendfile`).
+
+    Args:
+        data: Of one direction or of several, one behind the other.
+        place: Where the transfers begin in it, and behind them where the last ends.
+        offset: Of the transfers, in the direction.
+        length: Of the transfers.
+        at: Offset of the next byte of the direction.
+        left: Bytes of a frame that began before.
+        keep: Of those, how many are kept.
+        found: Takes the places of frames.
+        shown: Takes, by place, how much was kept of the payload of DATA that lacks some; -1 stands for the frame that
+            began before.
+        may_lack: That frame may lack some.
+
+    Returns:
+        Whether there is nothing that cannot be explained.
+    """
+    header, lacking = -1, -1 if may_lack else None
+    start = end = 0
+    kept_so_far = 0
+    for i, size in enumerate(length):
+        position, stop = place[i], place[i + 1]
+        if offset[i] != at:
+            gap = offset[i] - at
+            if header >= 0 or not keep <= gap <= left or gap <= 0 or (keep and lacking is None):
+                return False
+            if keep and lacking is not None:
+                shown[lacking] = kept_so_far
+                keep = 0
+            left -= gap
+        at = offset[i] + size
+        while size > 0:
+            if left > 0:
+                step = min(left, size)
+                take = min(step, keep, stop - position)
+                if take < min(step, keep):
+                    if step < size or lacking is None:  # missing where it could have been read
+                        return False
+                    shown[lacking] = kept_so_far + take
+                    keep = take
+                position += take
+                kept_so_far += take
+                keep -= take
+                left -= step
+                size -= step
+                continue
+            if header < 0:
+                header, start = position, 0
+            step = min(HEADER_BYTES - start, size, stop - position)
+            if step <= 0:
+                return False
+            position += step
+            start += step
+            size -= step
+            if start < HEADER_BYTES:
+                continue
+            high, low, frame_type, flags, _ = _HEADER.unpack_from(data, header)
+            left = high << 8 | low
+            keep = kept_bytes(frame_type, flags, left)
+            end = header + HEADER_BYTES + keep
+            found.append(header)
+            lacking = header if frame_type == DATA else None
+            kept_so_far, header = 0, -1
+        if position != stop:
+            return False
+    if found and (left or keep) and found[-1] not in shown and end > place[-1]:
+        found.pop()  # its end is still to come
+    return True
+
+
 class FrameSink(Protocol):
     """Who takes the frames of a `FrameReader`."""
 
@@ -150,18 +226,20 @@ class FrameReader:
         is_request: The direction goes from client to server.
         frame_mono_ns: When the first byte of the current frame came.
         now_mono_ns: When the bytes came that are being read.
+        is_sparse: Less may be kept than condensing keeps: see `walk_transfers`.
     """
 
     __slots__ = (
         "_condensed", "_counter", "_cut", "_flags", "_keep", "_left", "_offset", "_padding", "_partial", "_payload",
         "_preface_left", "_seeking", "_shown", "_sink", "_stream_id", "_type", "frame_mono_ns", "is_request",
-        "now_mono_ns",
+        "is_sparse", "now_mono_ns",
     )  # fmt: skip
 
     def __init__(self, sink: FrameSink, *, is_request: bool, condensed: bool, in_step: bool) -> None:
         self.is_request = is_request
         self.frame_mono_ns = 0
         self.now_mono_ns = 0
+        self.is_sparse = False
         self._sink = sink
         self._condensed = condensed
         self._seeking = not in_step
@@ -185,7 +263,7 @@ class FrameReader:
     @property
     def is_level(self) -> bool:
         """Whether the reader is in step, and what it is in the middle of is nothing unusual."""
-        if self._seeking or self._preface_left or not self._condensed or self._offset < 0:
+        if self._seeking or self._preface_left or not self._condensed:
             return False
         if self._left < 0:
             return True
@@ -193,8 +271,13 @@ class FrameReader:
 
     @property
     def offset(self) -> int:
-        """Of the next byte."""
+        """Of the next byte; negative while none has come."""
         return self._offset
+
+    @property
+    def is_in_data(self) -> bool:
+        """Whether the next bytes are payload of DATA."""
+        return self._left >= 0 and self._type == DATA
 
     def begun(self, data: bytes, position: int, end: int) -> tuple[int, int] | None:
         """How much of the next bytes belongs to a frame that has begun: in the direction, and in what is kept of it.

