@@ -316,7 +316,10 @@ class _Work:
         self.base = base
         key = found.lane << _LANE_SHIFT | found.begin
         self.first_in = np.searchsorted(low, key, "right") - 1
-        self.last_in = np.searchsorted(low, key + found.length + frames.HEADER_BYTES - 1, "right") - 1
+        last = key + found.length + frames.HEADER_BYTES - 1
+        last_in = np.searchsorted(low, last, "right") - 1
+        # where the record is missing that had the last byte, the next one tells that it passed
+        self.last_in = last_in + (last >= (low + transfers.length)[last_in])
         self.highest = self.before = np.zeros(len(parsers), np.int64)
         self.opens = np.empty(0, np.intp)
         self.blocks: list[Fields] = []
