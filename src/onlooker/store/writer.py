@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -36,6 +37,9 @@ EVERYTHING: Final = 0
 _RESERVE: Final = 0.92
 """Share of the allowed bytes that tables may take; the rest is for the write-ahead log."""
 _DELETE_ROWS: Final = 2_000
+_VACUUM_PAGES: Final = 300
+"""Given back to the system in one transaction: each page that moves is one of the write-ahead log, too."""
+_LOG_BYTES: Final = 2 << 20
 _ROWS_AT_ONCE: Final = 256
 """Spans that are Python objects at one time: a burst would else raise the process's memory for good."""
 
@@ -337,8 +341,15 @@ class Writer:
                 if over <= 0 or not self._thin():
                     break
             pages = self._db.execute("PRAGMA freelist_count").fetchone()[0]
-            if pages > 256:
-                self._db.execute(f"PRAGMA incremental_vacuum({min(pages, 2000)})").fetchall()
+            for _ in range(min(pages // _VACUUM_PAGES, 5)):
+                self._db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+            self._empty_log()
+
+    def _empty_log(self) -> None:
+        """Begin the write-ahead log anew, which does not happen by itself while somebody reads all the time."""
+        with contextlib.suppress(OSError):
+            if os.path.getsize(f"{self._path}-wal") > _LOG_BYTES:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # busy: the next time
 
     def _used_bytes(self) -> int:
         pages, free, size = (

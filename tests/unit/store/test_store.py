@@ -162,6 +162,28 @@ def test_the_store_keeps_to_its_bytes_and_throws_the_dull_away_first(
     traffic.store.close()
 
 
+def test_the_log_beside_the_file_is_emptied_once_nobody_reads(tmp_path: Path) -> None:
+    traffic = Traffic(tmp_path / "s")
+    writer = traffic.store.writer
+    log_file = tmp_path / "s-wal"
+    with traffic.store.reader() as reader:
+        before, _ = reader.span_count()  # from here on, what is written cannot go from the log into the file
+        for number in range(60):
+            traffic.put([row for i in range(80) for row in traffic.a_trace(number * 80 + i, failing=True)])
+            writer._last_round -= 100.0
+            writer.round(0.0)
+        writer._db.execute("PRAGMA busy_timeout=50")
+        writer.keep_bounds(int(time.time()))
+        assert os.path.getsize(log_file) > 2 << 20
+        assert reader.span_count()[0] == before
+    writer.keep_bounds(int(time.time()))
+    assert os.path.getsize(log_file) == 0
+    settle(traffic)
+    with traffic.store.reader() as reader:
+        assert reader.span_count()[0] == writer.kept > 1_000
+    traffic.store.close()
+
+
 def test_what_is_too_old_goes(tmp_path: Path) -> None:
     traffic = Traffic(tmp_path / "s", max_age_s=3600)
     traffic.put(traffic.a_trace(1, ago_ns=7200 * 1_000_000_000))
