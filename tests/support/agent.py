@@ -237,8 +237,12 @@ class Agent:
         )
 
     def wait_unwatched(self, timeout_s: float = 10.0) -> None:
-        """Wait until no process is watched: those of the last test are gone."""
-        wait_until(lambda: not self.metric("onlooker_instrumented_processes"), "no process is watched", timeout_s)
+        """Wait until no process is watched or looked into: those of the last test are gone.
+
+        Probes are taken off by a thread of their own, later; a test that waits for its own would take these for them.
+        """
+        gauges = ("onlooker_instrumented_processes", "onlooker_tls_processes")
+        wait_until(lambda: not any(map(self.metric, gauges)), "no process is watched", timeout_s)
 
     def _read_more(self) -> None:
         with self.out_path.open("rb") as file:
