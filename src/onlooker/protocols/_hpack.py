@@ -113,6 +113,8 @@ _WANTED = frozenset(
         b"traceparent", b"grpc-status", b"grpc-timeout",
     )
 )  # fmt: skip
+_TELLING: frozenset[bytes | None] = _WANTED | {None}
+"""Names that matter, and none: where one is not known, the block has a hole."""
 
 
 class HeaderCache:
@@ -128,6 +130,7 @@ class HeaderCache:
         self.misses = 0
         self._count = 0
         self._epoch = 0
+        self._fields: dict[tuple[Pair, ...], Fields] = {}
         self._fresh = Table()
         self._unknown = Table((), 0, None, complete=False)
 
@@ -156,9 +159,10 @@ class HeaderCache:
             return found[0], found[1] or table
         self.misses += 1
         pairs, after, malformed = decode(table, block)
-        fields = Fields(pairs, malformed=malformed)
         if malformed:
-            after = self._unknown
+            fields, after = Fields(pairs, malformed=True), self._unknown
+        else:
+            fields = self._of(pairs)
         if len(block) <= _CACHED_BLOCK_BYTES and (after is table or table.depth < _SHARED_DEPTH) and not malformed:
             self._remember(table, block, fields, after)
         return fields, after
@@ -177,6 +181,16 @@ class HeaderCache:
             found.append(fields)
             known = table._blocks if table._epoch == self._epoch else {}
         return found, table
+
+    def _of(self, pairs: list[Pair]) -> Fields:
+        """The fields, shared by blocks that say the same in other bytes: their connections have other tables."""
+        key = tuple([pair for pair in pairs if pair[0] in _TELLING or pair[1] is None])
+        fields = self._fields.get(key)
+        if fields is None:
+            if len(self._fields) >= self.capacity:
+                self._fields = {}
+            fields = self._fields[key] = Fields(list(key))
+        return fields
 
     def _remember(self, table: Table, block: bytes, fields: Fields, after: Table) -> None:
         if self._count >= self.capacity:
