@@ -225,13 +225,14 @@ def redis(plan: Plan, say: Callable[[str], None]) -> list[Figure]:
         alone = Rounds(cost.alone)
         shares = Rounds([100 * added / statistics.median(cost.alone) for added in cost.added])
         missing = max(abs(sent - seen - lost) for seen, lost, sent in cost.seen)
+        load = f"-P {depth}" if depth else "at a fixed rate"
         lines += [
-            alone.figure(f"redis_{depth}", f"Redis CPU an operation, -P {depth}, alone", "us"),
+            alone.figure(f"redis_{depth or 'paced'}", f"Redis CPU an operation, {load}, alone", "us", note=cost.told()),
             shares.figure(
-                f"redis_{depth}_watched", "  + watched by onlooker", "% of it", 8.0,
+                f"redis_{depth or 'paced'}_watched", "  + watched by onlooker", "% of it", 8.0,
                 f"{statistics.median(cost.added):+.2f} us; {bench_redis.INCUMBENT}",
             ),
-            Figure(f"redis_{depth}_loss", "  operations neither counted nor declared", missing, "", 0,
+            Figure(f"redis_{depth or 'paced'}_loss", "  operations neither counted nor declared", missing, "", 0,
                    note=f"of {cost.seen[-1][2]:,} a round; declared: {max(lost for _, lost, _ in cost.seen):,}"),
         ]  # fmt: skip
     return lines

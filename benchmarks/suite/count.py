@@ -101,7 +101,8 @@ def dearer(found: dict[str, dict[str, float]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [one.name for one in workloads.WORKLOADS]
+    known = (*workloads.WORKLOADS, *workloads.NAMED)
+    names = [one.name for one in known]
     parser.add_argument("--only", choices=names, action="append", help="this one; may be given again")
     parser.add_argument("--kernel", default="6.12", help="as for kernel-lab/vmrun (default 6.12)")
     parser.add_argument("--seconds", type=float, default=2, help="of the machine's own clock, for each reading")
@@ -109,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--hold", type=Path, metavar="FILE", help="compare with these figures: fail if 5 %% worse")
     options = parser.parse_args(argv)
-    chosen = [one.name for one in workloads.WORKLOADS if not options.only or one.name in options.only]
-    missing = {one.name: workloads.absent(one) for one in workloads.WORKLOADS if one.name in chosen}
+    chosen = options.only or [one.name for one in workloads.WORKLOADS]
+    missing = {one.name: workloads.absent(one) for one in known if one.name in chosen}
     for name, absent in missing.items():
         if absent:
             print(f"count: {name} needs {', '.join(absent)}: run make test-setup", file=sys.stderr)

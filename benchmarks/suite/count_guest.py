@@ -40,7 +40,7 @@ def main() -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.chmod(0o755)
         running = {}
-        for workload in workloads.WORKLOADS:
+        for workload in (*workloads.WORKLOADS, *workloads.NAMED):
             if workload.name in options["names"]:
                 running[workload.name] = stack.enter_context(workload.serve(directory, None))
                 print(f"{workload.name} runs", file=sys.stderr, flush=True)

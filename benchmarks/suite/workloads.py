@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "src"), str(HERE.parents[1] / "tests")]
 
-import measure  # noqa: E402 - found by this path alone
+import bench_redis  # noqa: E402 - found by this path alone
+import measure  # noqa: E402
 
 from support import zoo  # noqa: E402
 
@@ -188,6 +190,22 @@ def _postgres(directory: Path, core: int | None) -> Iterator[Served]:
         yield Served(process.pid, port, load)
 
 
+def _redis(pipeline: int, rate: int) -> Callable[[Path, int | None], AbstractContextManager[Served]]:
+    @contextlib.contextmanager
+    def serve(directory: Path, core: int | None) -> Iterator[Served]:
+        """redis-benchmark's SET and GET; `rate` is about what the counting machine does in a second."""
+        with bench_redis.redis(directory, core=core) as (pid, port):
+
+            def load(seconds: float, core: int | None) -> Done:
+                operations, began = int(rate * seconds), time.monotonic()
+                bench_redis.load(port, operations=operations, pipeline=pipeline, core=core)
+                return Done(operations + bench_redis.CONFIGURATION, time.monotonic() - began, 0.0, 0.0)
+
+            yield Served(pid, port, load)
+
+    return serve
+
+
 WORKLOADS: Sequence[Workload] = (
     Workload("nginx", _nginx, ("nginx", "wrk")),
     Workload("node", _of_the_zoo("node-http"), ("node", "wrk")),
@@ -195,6 +213,12 @@ WORKLOADS: Sequence[Workload] = (
     Workload("go", _of_the_zoo("go-net-http"), (str(zoo.BIN / "go-server"), "wrk")),
     Workload("postgres", _postgres, ("pgbench",)),
 )
+
+NAMED: Sequence[Workload] = (
+    Workload("redis", _redis(1, 8_000), ("redis-server", "redis-benchmark")),
+    Workload("redis-50", _redis(50, 100_000), ("redis-server", "redis-benchmark")),
+)
+"""Counted if asked for by name: an operation in a pipeline is none of a tracer of system calls."""
 
 
 def absent(workload: Workload) -> list[str]:

@@ -89,7 +89,7 @@ static __always_inline bool classify(struct connection *c, struct sock *sk, stru
 		return true;
 	}
 	if ((s->scores | s->scores >> CLASSIFY_RESPONSE_SHIFT) >> PROTOCOL_REDIS & 1)
-		redis_walk(c, w, direction);
+		redis_walk(c, w, direction, 0);
 	if (++c->tries >= (c->tls			      ? TLS_CLASSIFY_TRIES :
 			   c->streams[(!direction) & 1].bytes ? CLASSIFY_TRIES :
 								CLASSIFY_TRIES_UNANSWERED))

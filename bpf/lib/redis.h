@@ -170,25 +170,29 @@ SUBPROGRAM_2(redis_window, direction, room)
 
 #ifndef ONLOOKER_OLD_KERNEL
 /*
- * A transfer as most are: short, in one buffer, whole messages.  False: nothing was done, or the windows have to go on
- * from the source's offset.
+ * A transfer as most are: short, in one buffer, whole messages.  0: nothing was done, or the windows have to go on from
+ * the source's offset.  By itself, beside redis_window: the stack of both would not fit into one chain of calls.
  */
-static __always_inline bool redis_short(SUBPROGRAM_HEAD, struct resp_walker *r, __u32 direction)
+SUBPROGRAM_2(redis_short, direction, requests)
 {
-	struct segment_scratch *scratch;
-	__u32 length = w->source.length, requests;
+	struct segment_scratch *scratch = w ? scratch_of(w) : NULL;
+	struct resp_walker *r;
 	int more = RESP_MORE;
+	__u32 length;
 
+	if (!c || !w || !scratch)
+		return 0;
+	direction &= 1;
+	r = &redis_of(c)->walkers[direction];
+	length = w->source.length;
 	if (w->source.iov_count != 1 || w->source.iov_total > 1 || length > RESP_LOOK || r->skip ||
-	    c->streams[direction & 1].carry_length)
-		return false;
-	scratch = scratch_of(w);
-	if (!scratch || bpf_probe_read_user(scratch->bytes, at_most(length, RESP_LOOK), (void *)w->source.iov[0].base))
-		return false;
+	    c->streams[direction].carry_length)
+		return 0;
+	if (bpf_probe_read_user(scratch->bytes, at_most(length, RESP_LOOK), (void *)w->source.iov[0].base))
+		return 0;
 	r->learning = 0;
 	r->position = 0;
 	r->end = length;
-	requests = c->protocol == PROTOCOL_REDIS && direction == c->request_direction;
 	for (int i = 0; i < RESP_GOES && more == RESP_MORE; i++)
 		more = redis_steps(c, w, direction, requests);
 	w->source.offset = r->position;
@@ -196,11 +200,11 @@ static __always_inline bool redis_short(SUBPROGRAM_HEAD, struct resp_walker *r, 
 }
 #endif
 
-/* Follow a transfer's messages. */
+/* Follow a transfer's messages.  `requests`: they are known to be commands. */
 #ifdef ONLOOKER_OLD_KERNEL
-static __always_inline int redis_walk(SUBPROGRAM_HEAD, __u32 direction) /* a frame of stack less */
+static __always_inline int redis_walk(SUBPROGRAM_HEAD, __u32 direction, __u32 requests) /* a frame of stack less */
 #else
-SUBPROGRAM_1(redis_walk, direction)
+SUBPROGRAM_2(redis_walk, direction, requests)
 #endif
 {
 	struct resp_walker *r;
@@ -220,7 +224,7 @@ SUBPROGRAM_1(redis_walk, direction)
 	r->at = bytes;
 	w->source.offset = 0;
 #ifndef ONLOOKER_OLD_KERNEL /* where this is part of a program, it is walked too often by the verifier */
-	if (redis_short(c, w, r, direction)) {
+	if (redis_short(c, w, direction, requests)) {
 		w->source.offset = 0;
 		return 0;
 	}
@@ -356,17 +360,8 @@ static __always_inline void redis_open(struct redis_exchange *x, struct resp_wal
 	a->error[1] = 0;
 }
 
-/* Stack is short on kernels of the old object: what is one function elsewhere are several there. */
-#ifdef ONLOOKER_OLD_KERNEL
-#define REDIS_PART(name) SUBPROGRAM_1(name, direction)
-#define REDIS_WHOLE(name) static __always_inline int name(SUBPROGRAM_HEAD, __u32 direction)
-#else
-#define REDIS_PART(name) static __always_inline int name(SUBPROGRAM_HEAD, __u32 direction)
-#define REDIS_WHOLE(name) SUBPROGRAM_1(name, direction)
-#endif
-
 /* Before commands are walked: is anything under way? */
-REDIS_PART(redis_expect)
+SUBPROGRAM_1(redis_expect, direction)
 {
 	struct redis_exchange *x;
 	struct resp_walker *q, *a;
@@ -405,19 +400,23 @@ REDIS_PART(redis_expect)
 			x->overlapping = 0;
 		}
 	}
-	x->inside = q->state != RESP_START || asks->carry_length;
-	x->idle = !x->open && q->messages == a->messages && a->state == RESP_START && !answers->carry_length &&
-		  !x->inside && !x->overlapping && a->at == answers->bytes;
-	if (x->idle) {
-		q->named = 0;
-		q->mixed = 0;
-		q->special &= RESP_UNPAIRED;
-	}
+	x->idle = 0;
+	x->inside = 1;
+	if (q->state != RESP_START || asks->carry_length)
+		return 0;
+	x->inside = 0;
+	if (x->open || q->messages != a->messages || a->state != RESP_START || answers->carry_length || x->overlapping ||
+	    a->at != answers->bytes)
+		return 0;
+	x->idle = 1;
+	q->named = 0;
+	q->mixed = 0;
+	q->special &= RESP_UNPAIRED;
 	return 0;
 }
 
 /* Commands, which were walked: 1 if they wait for their replies, 0 if they are to be told as a segment. */
-REDIS_PART(redis_request)
+SUBPROGRAM_1(redis_request, direction)
 {
 	struct redis_exchange *x;
 	struct resp_walker *q, *a;
@@ -434,7 +433,7 @@ REDIS_PART(redis_request)
 	asks = &c->streams[direction];
 	answers = &c->streams[!direction];
 	now = w->now_mono_ns;
-	plain = q->state != RESP_LOST && q->named && !q->mixed && !q->special && !asks->carry_length;
+	plain = q->named && !(q->mixed | q->special | (q->state == RESP_LOST) | asks->carry_length);
 	if (x->open) {
 		if (plain && x->inside && x->answered == x->first && !x->response_mono_ns) {
 			redis_take_in(x, c, q, now);
@@ -462,7 +461,7 @@ REDIS_PART(redis_request)
 }
 
 /* Replies, which were walked: 1 if they were taken in, 0 if they are to be told as a segment. */
-REDIS_PART(redis_reply)
+SUBPROGRAM_1(redis_reply, direction)
 {
 	struct redis_exchange *x;
 	struct resp_walker *q, *a;
@@ -543,25 +542,21 @@ SUBPROGRAM(redis_end)
 }
 
 /* One transfer of a connection that speaks Redis. */
-REDIS_WHOLE(follow_redis)
+static __always_inline void follow_redis(struct connection *c, struct work *w, __u32 direction)
 {
 	int told;
 
-	if (!c || !w)
-		return 0;
-	direction &= 1;
 	if (direction == c->request_direction) {
 		redis_expect(c, w, direction);
-		redis_walk(c, w, direction);
+		redis_walk(c, w, direction, 1);
 		told = redis_request(c, w, direction);
 	} else {
-		redis_walk(c, w, direction);
+		redis_walk(c, w, direction, 0);
 		told = redis_reply(c, w, direction);
 	}
 	if (told)
-		return 0;
+		return;
 	if (redis_of(c)->exchange.folded_commands)
 		redis_tell_folded(c, w);
 	emit_segment(c, w, direction);
-	return 0;
 }

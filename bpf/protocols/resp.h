@@ -15,7 +15,7 @@
 #pragma once
 
 #define RESP_MASK 4095		 /* windows are smaller than this */
-#define RESP_ROOM (RESP_MASK + 33) /* bytes of a window's buffer that may be read */
+#define RESP_ROOM (RESP_MASK + 264) /* bytes of a window's buffer that may be read */
 #define RESP_POINTS 6
 #ifdef RESP_SHORT_STACK
 #define RESP_REPEATS 4		 /* messages alike that are passed in one go */
@@ -73,9 +73,9 @@ struct resp_walker {
 	__u8 misses;	/* messages of late that were not like the pattern, or are none themselves */
 	__u8 command;	/* the pattern is a command, and `name` is its name */
 	__u8 pad[6];
-	__u64 words[8]; /* RESP_POINTS, and room for any masked index */
-	__u8 shifts[8]; /* bits of the word that do not count, the highest ones */
-	__u16 offsets[8];
+	__u8 offsets[8]; /* in the pattern, of the words that are compared: RESP_POINTS, and room for any masked index */
+	__u64 words[8];
+	__u64 masks[8];
 };
 
 RESP_INLINE __u64 resp_load8(const __u8 *bytes, __u32 at)
@@ -192,23 +192,23 @@ RESP_INLINE void resp_point(struct resp_walker *w, __u32 position, __u64 word, _
 
 	if (!w->learning)
 		return;
-	if (k >= RESP_POINTS || position - w->start > 0xffff) {
+	if (k >= RESP_POINTS || position - w->start > 0xff) {
 		w->learning = 0;
 		return;
 	}
-	count = count > 8 ? 8 : count;
 	asm volatile("" : "+r"(k)); /* or the mask, which verifiers want to see, goes */
 	w->offsets[k & 7] = position - w->start;
-	w->shifts[k & 7] = 64 - 8 * count;
-	w->words[k & 7] = word << ((64 - 8 * count) & 63);
+	w->masks[k & 7] = resp_first(count);
+	w->words[k & 7] = word & resp_first(count);
 	w->points = k + 1;
 }
 
 /* Whether the message at position is framed otherwise than the pattern, or named otherwise. */
 RESP_INLINE int resp_differs(const struct resp_walker *w, const __u8 *bytes, __u32 position, __u32 points)
 {
-#define RESP_POINT_DIFFERS(k)                                                                      \
-	((resp_load8(bytes, position + w->offsets[k]) << (w->shifts[k] & 63)) != w->words[k])
+	const __u8 *at = bytes + (position & RESP_MASK);
+
+#define RESP_POINT_DIFFERS(k) ((*(const __u64 *)(at + w->offsets[k]) & w->masks[k]) != w->words[k])
 #ifdef RESP_SHORT_STACK
 #pragma clang loop unroll(disable)
 	for (__u32 k = 0; k < RESP_POINTS && k < points; k++)
