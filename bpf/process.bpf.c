@@ -100,7 +100,7 @@ int BPF_PROG(tp_exec, struct task_struct *task, int old_pid, struct linux_binprm
 		return 0;
 	/* the probes went with the old program */
 	if (flags & (PROCESS_TLS | PROCESS_TLS_TOLD))
-		set_flags(tgid, flags & ~(PROCESS_TLS | PROCESS_TLS_TOLD));
+		set_flags(tgid, flags & ~(PROCESS_TLS | PROCESS_TLS_TOLD | PROCESS_RUSTLS));
 	record = begin_record(PROCESS_EXEC, task);
 	if (record)
 		end_record(record);

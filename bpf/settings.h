@@ -32,6 +32,7 @@
 #define SERVINGS 16384		  /* places for threads that serve requests, 72 bytes each; a power of two */
 #define THREADS_MAX 16384	  /* kernels without storage in tasks */
 #define TLS_SESSIONS_MAX 16384	  /* taken one by one, 2.6 KiB each */
+#define RUSTLS_PLACES_MAX 8192	  /* connections of rustls that are open; what is forgotten is learned anew with the next send */
 #define TLS_OPAQUE_MAX 1024	  /* processes whose TLS is not seen into and that had connections lately */
 #define GO_READS_MAX 16384	  /* goroutines that read from TLS connections */
 #define TLS_CLASSIFY_TRIES 250	  /* as CLASSIFY_TRIES: a TLS record holds 16 KiB at most, so a body is many of them */

@@ -28,6 +28,8 @@
 #include "lib/redis.h"
 #ifndef ONLOOKER_OLD_KERNEL
 #include "lib/tls.h"
+#include "lib/rustls.h"
+#include "lib/rustls_send.h"
 #endif
 #include "lib/core.h"
 

@@ -22,6 +22,7 @@
 #include "lib/subprogram.h"
 #include "lib/context.h"
 #include "lib/tls.h"
+#include "lib/rustls.h"
 
 #if !defined(ONLOOKER_OLD_KERNEL) && defined(__TARGET_ARCH_x86)
 
@@ -37,7 +38,6 @@ enum abi {
 	ABI_EVENT = 7,
 	ABI_SENDFILE = 8,
 	ABI_NSPR = 9,
-	ABI_RUST_ENCRYPT = 10,
 };
 
 #define COOKIE_RETURN (1ULL << 40)
@@ -107,7 +107,6 @@ static __always_inline struct work *take_work(void)
 struct passage {
 	__u64 buffer;
 	__u64 length;
-	__u32 vectors; /* the buffer is a list of so many pieces; 0: it is the bytes themselves */
 };
 
 /* Follow the bytes through the messages they belong to. */
@@ -122,15 +121,11 @@ static __always_inline void passed(struct tls_session *session, __u32 direction,
 		return;
 	w->source.length = p->length > 0x7fffffff ? 0x7fffffff : (__u32)p->length;
 	w->source.offset = 0;
-	if (p->vectors) {
-		source_iov(&w->source, p->buffer, p->vectors);
-	} else {
-		w->source.iov[0].base = p->buffer;
-		w->source.iov[0].length = w->source.length;
-		w->source.iov_count = p->buffer ? 1 : 0;
-		w->source.iov_total = 1;
-		w->source.iov_start = 0;
-	}
+	w->source.iov[0].base = p->buffer;
+	w->source.iov[0].length = w->source.length;
+	w->source.iov_count = p->buffer ? 1 : 0;
+	w->source.iov_total = 1;
+	w->source.iov_start = 0;
 	tls_take(&session->c, w, direction);
 	*(volatile __u32 *)&w->busy = 0;
 }
@@ -276,8 +271,8 @@ static __always_inline bool call_begins(struct pt_regs *regs, __u64 cookie, __u3
 	thread->tls_ahead = 0;
 	thread->tls_buffer = p->buffer;
 	thread->tls_length = p->length;
-	thread->tls_moved_at = abi == ABI_RUST_CHUNKS ? p->vectors : register_of(regs, COOKIE_REGISTER(cookie, 3));
-	if (thread->tls_socket && abi != ABI_NSPR && abi != ABI_RUST_CHUNKS) {
+	thread->tls_moved_at = register_of(regs, COOKIE_REGISTER(cookie, 3));
+	if (thread->tls_socket && abi != ABI_NSPR) {
 		if (tls_adopt(key, thread->tls_socket))
 			session = tls_session_of(key);
 		thread->tls_socket = 0;
@@ -309,8 +304,8 @@ static __always_inline struct tls_session *call_over(struct pt_regs *regs, __u64
 		return NULL; /* it began before the probes were there */
 	key->address = thread->tls_session;
 	thread->tls_session = 0;
-	if (abi == ABI_EVENT || (abi == ABI_RUST_CHUNKS && !(key->address >> 63)))
-		return NULL; /* nothing moved, or nothing was encrypted */
+	if (abi == ABI_EVENT)
+		return NULL; /* nothing moved */
 	p->buffer = thread->tls_buffer;
 	if (abi == ABI_COUNT || abi == ABI_NSPR) {
 		if ((int)regs->ax > 0)
@@ -318,12 +313,6 @@ static __always_inline struct tls_session *call_over(struct pt_regs *regs, __u64
 	} else if (abi == ABI_FLAG) {
 		if ((int)regs->ax == 1)
 			bpf_probe_read_user(&p->length, sizeof(p->length), (void *)thread->tls_moved_at);
-	} else if (abi == ABI_RUST_CHUNKS) {
-		if (regs->ax <= thread->tls_length)
-			p->length = regs->ax;
-		p->vectors = (__u32)thread->tls_moved_at;
-		thread->tls_sends = key->address;
-		thread->tls_sent = (__u32)p->length;
 	} else if (abi == ABI_SENDFILE) {
 		if ((__s64)regs->ax > 0)
 			p->length = regs->ax;
@@ -349,132 +338,10 @@ static __always_inline struct tls_session *call_over(struct pt_regs *regs, __u64
 	return thread->tls_ahead ? NULL : session;
 }
 
-/*
- * rustls 0.23 has the plaintext of both directions pass through its CommonState, which lives inside the connection: it moves
- * with it, no call ends it, and others come to its address.  So a session has a number.  Which one it is:
- *
- * - of what is received, by the socket: the thread has received from it right before;
- * - of what is sent, by the box that encrypts, which does not move; and where that is new, by the address.  The box of a
- *   session that was only received from is told by the session tickets, which are encrypted while the end of the handshake
- *   is dealt with: a request that came with it is received at an address that is left behind right after.
- *
- * A session is believed as long as somebody has its socket: a connection gives its socket up before its memory.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 2 * TLS_SESSIONS_MAX);
-	__type(key, struct tls_key); /* of a CommonState, or of what encrypts for it */
-	__type(value, __u64);	     /* the session's number */
-} rust_places SHARED_MAP;
-
-static __always_inline __u64 rust_number(void)
-{
-	/* in the kernel's half: no address of the program's */
-	return 1ULL << 63 | bpf_ktime_get_ns() << 8 | (bpf_get_smp_processor_id() & 0xff);
-}
-
-static __always_inline void rust_is_at(__u32 tgid, __u64 place, __u64 number)
-{
-	struct tls_key at = {.address = place, .tgid = tgid};
-
-	bpf_map_update_elem(&rust_places, &at, &number, BPF_ANY);
-}
-
-/* The session that was met at an address the last time; NULL if there is none any more. */
-static __always_inline struct tls_session *rust_met(struct tls_key *key, __u64 place)
-{
-	struct tls_key at = {.address = place, .tgid = key->tgid};
-	__u64 *number = bpf_map_lookup_elem(&rust_places, &at);
-	struct tls_session *session;
-	struct sock *sk;
-
-	if (!number)
-		return NULL;
-	at.address = *number;
-	session = tls_session_of(&at);
-	if (!session)
-		return NULL;
-	sk = (struct sock *)session->socket;
-	/* the memory of a socket whose end was missed may be another one's by now */
-	if (sk && (!BPF_CORE_READ(sk, sk_socket) || BPF_CORE_READ(sk, __sk_common.skc_num) != session->c.local_port ||
-		   BPF_CORE_READ(sk, __sk_common.skc_dport) != (__be16)__builtin_bswap16(session->c.remote_port)))
-		return NULL;
-	key->address = at.address;
-	return session;
-}
-
-static __always_inline void rust_moves(__u32 tgid)
-{
-	__u8 flags = flags_of(tgid);
-
-	if (!(flags & PROCESS_TLS_MOVES))
-		set_flags(tgid, flags | PROCESS_TLS_MOVES);
-}
-
-/* Whose is it that was received? */
-static __always_inline struct tls_session *rust_receives(struct tls_key *key, struct thread *thread, __u64 place)
-{
-	__u64 socket = thread->tls_socket;
-	struct tls_key *of_socket = bpf_map_lookup_elem(&tls_sockets, &socket);
-	struct tls_session *session;
-
-	rust_moves(key->tgid);
-	thread->tls_sends = 0;
-	if (of_socket && of_socket->address && of_socket->tgid == key->tgid) {
-		key->address = of_socket->address;
-	} else {
-		session = rust_met(key, place);
-		/* one that has a socket has another one: it was here before */
-		if (!session || (of_socket && session->socket))
-			key->address = rust_number();
-		if (!tls_session_make(key))
-			return NULL;
-		if (of_socket)
-			tls_adopt(key, socket);
-	}
-	rust_is_at(key->tgid, place, key->address);
-	session = tls_session_of(key);
-	if (thread->tls_writer && session) {
-		session->writer = thread->tls_writer;
-		rust_is_at(key->tgid, thread->tls_writer, key->address);
-	}
-	thread->tls_writer = 0;
-	return session;
-}
-
-/* <... as MessageEncrypter>::encrypt: of the session that sends, or of tickets. */
-static __always_inline void rust_encrypts(struct tls_key *key, struct thread *thread, __u64 writer)
-{
-	__u64 place = thread->tls_session;
-	struct tls_session *session;
-
-	rust_moves(key->tgid); /* in the handshake already: what a thread receives from matters from now on */
-	if (!place) {
-		thread->tls_writer = writer;
-		return;
-	}
-	if (place >> 63)
-		return; /* not the first record of this call */
-	session = rust_met(key, writer);
-	if (!session) {
-		session = rust_met(key, place);
-		if (!session || session->writer) {
-			key->address = rust_number();
-			session = tls_session_make(key);
-			if (!session)
-				return;
-		}
-		session->writer = writer;
-		rust_is_at(key->tgid, writer, key->address);
-	}
-	rust_is_at(key->tgid, place, key->address);
-	thread->tls_session = key->address;
-}
-
 #define RUST_BORROWED (1ULL << 63) /* where an owned vector has its capacity, which is never as large */
 
 /* CommonState::take_received_plaintext(&mut self, Payload): a slice, or a vector of which the capacity comes first. */
-static __always_inline bool rust_received(struct pt_regs *regs, __u64 cookie, struct passage *p)
+static __always_inline bool rustls_received(struct pt_regs *regs, __u64 cookie, struct passage *p)
 {
 	__u64 payload[3];
 
@@ -487,27 +354,111 @@ static __always_inline bool rust_received(struct pt_regs *regs, __u64 cookie, st
 	return true;
 }
 
-/*
- * CommonState::send_appdata_encrypt(&mut self, OutboundChunks, ..): the address of a list of slices, how many they are, and
- * where in them to begin and to end; or nothing, and one slice.
- */
-static __always_inline void rust_sends(struct pt_regs *regs, __u64 cookie, struct passage *p)
+/* What was encrypted on a session and never sent as it should have been. */
+static __always_inline void rustls_settle_now(struct tls_session *session, struct rustls_thread *t)
 {
-	__u64 chunks[4];
+	struct work *w;
 
-	p->buffer = p->length = 0;
-	if (bpf_probe_read_user(chunks, sizeof(chunks), (void *)register_of(regs, COOKIE_REGISTER(cookie, 1))))
+	if (!session->claimed)
 		return;
-	if (!chunks[0]) {
-		p->buffer = chunks[1];
-		p->length = chunks[2];
+	w = take_work();
+	if (!w)
+		return;
+	rustls_settle(session, t, &w->source);
+	if (session->c.protocol != PROTOCOL_OTHER)
+		tls_take(&session->c, w, DIRECTION_SEND);
+	*(volatile __u32 *)&w->busy = 0;
+}
+
+/*
+ * Whose is it that was received?  Of the socket from which the thread has received, and did not take from before; or the next
+ * record of the same.  Else the receive was missed (a hook does not run twice at a time on a CPU), and what is known is
+ * the place at best: the bytes are counted there, and not read.
+ */
+static __always_inline struct tls_session *rustls_receives(struct tls_key *key, __u64 place, struct passage *p)
+{
+	struct rustls_thread *t = rustls_thread(false);
+	struct tls_session *session;
+
+	if (!t)
+		return NULL; /* received before the hooks looked */
+	if (t->received) {
+		t->taken_from = t->received;
+		t->taken_at = place;
+		t->received = 0;
+	} else if (t->taken_at != place) {
+		count_loss(LOSS_BYTES_UNSEEN);
+		p->buffer = 0;
+		return rustls_at(key, place);
+	}
+	key->address = t->taken_from;
+	session = rustls_session(key);
+	if (!session)
+		return NULL;
+	rustls_meet(key, session, place);
+	rustls_settle_now(session, t);
+	return session;
+}
+
+/* CommonState::send_appdata_encrypt(&mut self, OutboundChunks, ..) begins. */
+static __always_inline void rustls_encrypts(struct pt_regs *regs, __u64 cookie)
+{
+	struct rustls_thread *t = rustls_thread(true);
+
+	if (!t)
+		return;
+	t->asking = 0;
+	if (bpf_probe_read_user(t->asked, sizeof(t->asked), (void *)register_of(regs, COOKIE_REGISTER(cookie, 1))))
+		return;
+	t->asking = register_of(regs, COOKIE_REGISTER(cookie, 0));
+}
+
+/*
+ * It has taken so many bytes.  OutboundChunks is the address of a list of slices, how many they are, and where in them to begin
+ * and to end; or nothing, and one slice.  The list is gone when the bytes are sent, they themselves are not.
+ */
+static __always_inline void rustls_encrypted(struct tls_key *key, __u64 taken)
+{
+	struct rustls_thread *t = rustls_thread(false);
+	struct tls_session *session;
+	__u64 place, length, count;
+
+	if (!t || !t->asking)
+		return; /* it began before the probes were there */
+	place = t->asking;
+	t->asking = 0;
+	length = t->asked[0] ? t->asked[3] - t->asked[2] : t->asked[2];
+	if (!taken || taken > length)
+		return;
+	session = rustls_at(key, place);
+	if (session)
+		rustls_settle_now(session, t);
+	count = 0;
+	if (!t->asked[0]) {
+		t->pieces[0].base = t->asked[1];
+		t->pieces[0].length = taken;
+		count = 1;
+	} else if (!t->asked[2]) { /* it is always so; else the bytes are counted, not read */
+		count = at_most(t->asked[1], MAX_IOVECS);
+		if (bpf_probe_read_user(t->pieces, count * sizeof(t->pieces[0]), (void *)t->asked[0]))
+			count = 0;
+	}
+	t->count = (__u32)count;
+	t->place = place;
+	t->length = taken;
+	rustls_first_bytes(t, t->begins);
+	if (!session) {
+		struct tls_key at = {.address = place, .tgid = key->tgid};
+		__u64 *claimed = bpf_map_lookup_elem(&rustls_places, &at), sum = taken;
+
+		if (claimed && !IS_SOCKET(*claimed))
+			sum += *claimed;
+		bpf_map_update_elem(&rustls_places, &at, &sum, BPF_ANY);
 		return;
 	}
-	p->length = chunks[3] - chunks[2];
-	if (!chunks[2]) { /* it is always so; else the bytes are counted, not read */
-		p->buffer = chunks[0];
-		p->vectors = chunks[1] > 0xffff ? 0xffff : (__u32)chunks[1];
-	}
+	session->claimed = taken;
+	if (session->blocked) /* no send may come before these bytes are gone */
+		rustls_settle_now(session, t);
 }
 
 /* A goroutine has plaintext to read, or writes some: all of it will be sent, or the connection is broken. */
@@ -565,19 +516,15 @@ static __always_inline int on_call(struct pt_regs *regs, __u64 cookie, bool retu
 			session = tls_session_make(&key);
 		unneeded = 1;
 	} else if (abi == ABI_RUST_PAYLOAD) {
-		struct thread *thread = current_thread(true);
-
-		if (thread && rust_received(regs, cookie, &p)) {
-			session = rust_receives(&key, thread, register_of(regs, COOKIE_REGISTER(cookie, 0)));
-			passes = session;
-		}
+		passes = rustls_received(regs, cookie, &p);
+		if (passes)
+			session = rustls_receives(&key, register_of(regs, COOKIE_REGISTER(cookie, 0)), &p);
 		unneeded = 1;
-	} else if (abi == ABI_RUST_ENCRYPT) {
-		struct thread *thread = current_thread(true);
-
-		if (thread)
-			rust_encrypts(&key, thread, register_of(regs, COOKIE_REGISTER(cookie, 1)));
-		unneeded = 1;
+	} else if (abi == ABI_RUST_CHUNKS) {
+		if (returns)
+			rustls_encrypted(&key, regs->ax);
+		else
+			rustls_encrypts(regs, cookie);
 	} else if (returns) {
 		session = call_over(regs, cookie, abi, &key, &p);
 		passes = session;
@@ -592,10 +539,6 @@ static __always_inline int on_call(struct pt_regs *regs, __u64 cookie, bool retu
 		p.length = register_of(regs, COOKIE_REGISTER(cookie, 2));
 		if (abi == ABI_COUNT || abi == ABI_NSPR)
 			p.length = (__u32)p.length;
-		if (abi == ABI_RUST_CHUNKS) {
-			rust_moves(key.tgid);
-			rust_sends(regs, cookie, &p);
-		}
 		if (writes)
 			session = tls_session_make(&key);
 		else if (abi == ABI_NSPR || (choosy && thread->tls_dull && abi != ABI_EVENT))

@@ -19,10 +19,6 @@ struct thread {
 	__u64 tls_buffer;	/* arguments of that call */
 	__u64 tls_length;
 	__u64 tls_moved_at;
-	__u64 tls_writer;	/* rustls: what has encrypted since the thread received, outside of such calls */
-	__u64 tls_sends;	/* rustls: the session that was written to, and whose bytes the thread sends next */
-	__u32 tls_sent;		/* so much of it */
-	__u32 pad;
 	__u64 tls_wrote;	/* the session of its newest call, if that wrote and its return is not waited for */
 	__u64 tls_socket;	/* with TLS, from which the thread has just received outside of such calls */
 #ifdef ONLOOKER_OLD_KERNEL

@@ -169,7 +169,7 @@ static __always_inline void expect_tls(struct connection *c)
 {
 }
 
-static __always_inline void join_tls(struct connection *c, struct sock *sk, __u32 direction, int moved)
+static __always_inline void join_tls(struct connection *c, struct sock *sk, __u32 direction)
 {
 }
 
@@ -178,6 +178,10 @@ static __always_inline void tls_forget_socket(struct sock *sk)
 }
 
 static __always_inline void tls_unsent(struct sock *sk)
+{
+}
+
+static __always_inline void rustls_moved(struct sock *sk, __u32 direction, int result, int flags)
 {
 }
 #else
@@ -193,52 +197,13 @@ static __always_inline void expect_tls(struct connection *c)
 		c->protocol = PROTOCOL_TLS;
 }
 
-/*
- * Whether a transfer is one record of so many bytes of plaintext: RFC 8446 section 5.2 with a tag of 16 bytes; RFC 5246
- * section 6.2.3.3 with an explicit nonce of 8 bytes, as GCM has, or without. A runtime may write to a session and
- * let its socket wait for other tasks, which do not send so many.
- */
-static __always_inline bool is_record(int moved, __u32 plaintext)
-{
-	__u32 more = moved - plaintext;
-
-	return more == 5 + 1 + 16 || more == 5 + 8 + 16 || more == 5 + 16;
-}
-
-/* A client's request was followed before it was known where it goes: leave its context there now. */
-static __always_inline void tell_peer(struct tls_session *session)
-{
-	struct exchange *x;
-
-	if (!session || session->c.protocol != PROTOCOL_HTTP1 || session->c.request_direction != DIRECTION_SEND)
-		return;
-	x = &session->c.exchanges[CURRENT];
-	if (!x->open || x->context.source == PARENT_HEADER)
-		return;
-	x->context.peer_key = peer_key(&session->c, 0, true);
-	context_publish(&x->context, bpf_ktime_get_ns());
-}
-
 /* Join the socket to its session, as far as this transfer tells; see tls.h. */
-static __always_inline void join_tls(struct connection *c, struct sock *sk, __u32 direction, int moved)
+static __always_inline void join_tls(struct connection *c, struct sock *sk, __u32 direction)
 {
 	struct tls_key key = {.tgid = bpf_get_current_pid_tgid() >> 32}, *of_socket;
 	__u64 socket = (__u64)sk;
 	struct thread *thread;
 
-	if (flags_of(key.tgid) & PROCESS_TLS_MOVES) {
-		thread = current_thread(true);
-		if (thread) {
-			thread->tls_socket = direction == DIRECTION_RECEIVE ? socket : 0;
-			thread->tls_writer = 0;
-			if (thread->tls_sends && direction == DIRECTION_SEND && !c->tls && is_record(moved, thread->tls_sent)) {
-				key.address = thread->tls_sends;
-				if (tls_adopt(&key, socket))
-					tell_peer(tls_session_of(&key));
-			}
-			thread->tls_sends = 0;
-		}
-	}
 	if (c->tls)
 		return;
 	if (!c->exchanges[CURRENT].tgid) {
@@ -280,7 +245,7 @@ static __always_inline void on_ciphertext(struct connection *c, struct sock *sk,
 	learn_addresses(c, sk);
 	if (result > 0) {
 		c->streams[direction & 1].bytes += result;
-		join_tls(c, sk, direction, result);
+		join_tls(c, sk, direction);
 		return;
 	}
 #ifndef ONLOOKER_OLD_KERNEL
@@ -309,6 +274,8 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 		return 0;
 	if (result <= 0 && vectors_used)
 		end_messages(current_thread(false));
+	if (flags_of(tgid) & PROCESS_RUSTLS)
+		rustls_moved(sk, direction, result, flags);
 	if (result == -EAGAIN) {
 		if (direction == DIRECTION_SEND && flags_of(tgid) & PROCESS_TLS)
 			tls_unsent(sk);
@@ -381,7 +348,7 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 		if (!classify(c, sk, w, direction, w->first_mono_ns))
 			return 0;
 		if (c->protocol == PROTOCOL_TLS || (c->protocol == PROTOCOL_UNKNOWN && seems_tls(s))) {
-			join_tls(c, sk, direction, result);
+			join_tls(c, sk, direction);
 			return 0;
 		}
 		if (c->protocol == PROTOCOL_HTTP1)

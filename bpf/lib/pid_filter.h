@@ -12,7 +12,7 @@ enum process_flags {
 	PROCESS_THREAD_UNCERTAIN = 1 << 1,
 	PROCESS_TLS = 1 << 2,	    /* probes are on its TLS libraries */
 	PROCESS_TLS_TOLD = 1 << 3,  /* it speaks TLS, and user space was told */
-	PROCESS_TLS_MOVES = 1 << 4, /* its sessions have no address of their own: which socket a thread received from tells */
+	PROCESS_RUSTLS = 1 << 4,    /* one of them is rustls: see rustls.h */
 };
 VALUES(process_flags);
 

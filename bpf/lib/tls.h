@@ -18,7 +18,10 @@ struct tls_session {
 	struct connection c;
 	__u64 socket; /* 0: not known */
 	__u64 ahead;  /* bytes that the library was asked to write, were followed, and are not yet written */
-	__u64 writer; /* rustls: what encrypts for it */
+	__u64 place;	/* rustls, as all that follows: where its CommonState was met the last time */
+	__u64 claimed;	/* bytes that it encrypted and that were not followed yet */
+	__u32 blocked;	/* its socket had no room for what was sent last */
+	__u32 wrote;	/* it has sent from there */
 	__u32 trusted; /* a write of so many bytes, or of fewer, writes all of them: it was seen to */
 	__u32 inside; /* the library moves the socket's bytes by itself, inside its calls */
 };
@@ -47,6 +50,17 @@ struct {
 	__type(key, __u64);
 	__type(value, struct tls_key);
 } tls_sockets SHARED_MAP;
+
+/*
+ * rustls: what was met at an address of the program's.  The socket, which is an address of the kernel's; or the number of bytes
+ * of a session that is not known yet.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, RUSTLS_PLACES_MAX);
+	__type(key, struct tls_key);
+	__type(value, __u64);
+} rustls_places SHARED_MAP;
 
 /* Connections that are over and that nobody could see into, by process. */
 struct tls_opaque {
@@ -148,10 +162,7 @@ static __always_inline void tls_unsent(struct sock *sk)
 	struct thread *thread = current_thread(false);
 	struct tls_session *session;
 
-	if (!thread)
-		return;
-	thread->tls_sends = 0;
-	if (!thread->tls_wrote)
+	if (!thread || !thread->tls_wrote)
 		return;
 	key.address = thread->tls_wrote;
 	session = tls_session_of(&key);
@@ -165,10 +176,19 @@ static __always_inline void tls_forget_socket(struct sock *sk)
 {
 	__u64 socket = (__u64)sk;
 	struct tls_key *of_socket = bpf_map_lookup_elem(&tls_sockets, &socket), key;
+	struct tls_session *session;
 
 	if (!of_socket)
 		return;
 	key = *of_socket;
+	session = tls_session_of(&key);
+	if (session && session->place) {
+		struct tls_key at = {.address = session->place, .tgid = key.tgid};
+		__u64 *met = bpf_map_lookup_elem(&rustls_places, &at);
+
+		if (met && *met == socket)
+			bpf_map_delete_elem(&rustls_places, &at);
+	}
 	tls_forget(&key, socket);
 }
 

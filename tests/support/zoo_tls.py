@@ -120,6 +120,7 @@ SERVERS: Mapping[str, ServerSpec] = {
         _own("node-http"),
         _own("go-net-http"),
         _own("rust-hyper"),
+        _rustls(PLAIN_SERVERS["rust-hyper"]),
         replace(PLAIN_SERVERS["ruby-puma"], programs=_puma),
         _own("ruby-webrick"),
         replace(
@@ -130,9 +131,6 @@ SERVERS: Mapping[str, ServerSpec] = {
         ),
     )
 }
-
-
-RUSTLS = _rustls(PLAIN_SERVERS["rust-hyper"])
 
 
 def client(name: str) -> ClientSpec:
@@ -146,5 +144,5 @@ def client(name: str) -> ClientSpec:
 
 CLIENTS = (
     "curl", "python-requests", "python-urllib3", "python-httpx", "python-aiohttp", "node-http", "node-fetch",
-    "go-net-http", "ruby-net-http",
+    "go-net-http", "ruby-net-http", "rust-reqwest",
 )  # fmt: skip

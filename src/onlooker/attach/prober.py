@@ -48,11 +48,6 @@ NO_LIBRARY: Final = "no TLS library is known in it"
 
 _LOADER: Final = re.compile(r"ld-(linux|musl|\d)|ld\.so|ld64")
 
-UNFOLLOWED: Final = {
-    TlsKind.RUSTLS: "its connections move in memory: a response cannot be joined with its request surely",
-}
-"""Libraries whose functions are found, but whose plaintext would at times be put together wrongly: decision 0302."""
-
 ENDS_SESSION: Final = frozenset({"SSL_free", "gnutls_deinit", "PR_Close"})
 
 
@@ -92,10 +87,8 @@ def outlook_of(pid: int, libraries: Sequence[TlsLibrary]) -> list[Outlook]:
             pid,
             f"{library.kind.value} {library.version}".strip(),
             library.path,
-            library.visible and library.kind not in UNFOLLOWED,
-            library.reason
-            or UNFOLLOWED.get(library.kind, "")
-            or ("" if library.visible else "not all of its functions were found"),
+            library.visible,
+            library.reason or ("" if library.visible else "not all of its functions were found"),
         )
         for library in libraries
     ]
@@ -141,7 +134,7 @@ class Prober:
     def __init__(
         self,
         load: Callable[[uprobe.Features], Mapping[str, int]],
-        mark: Callable[[int], None],
+        mark: Callable[[int, bool], None],
         *,
         sweep: Callable[[int], object] = lambda pid: None,
         catalog: TlsCatalog | None = None,
@@ -151,7 +144,7 @@ class Prober:
 
         Args:
             load: Loads the kernel's programs for TLS, gives their descriptors by name; called at most once.
-            mark: Tells the kernel side that a process has probes.
+            mark: Tells the kernel side that a process has probes, and whether they are on rustls.
             sweep: Tells the kernel side that a process with probes is gone.
             catalog: Examines files.
             clock: Seconds, monotonic.
@@ -316,13 +309,13 @@ class Prober:
         try:
             libraries = tuple(self._catalog.libraries(pid))
             process.libraries = libraries
-            wanted = [library for library in libraries if library.functions and library.kind not in UNFOLLOWED]
+            wanted = [library for library in libraries if library.functions]
             if (wanted or process.probed) and self._ready():
                 assert self.registry is not None
                 self.registry.watch(pid, wanted)
                 process.probed = bool(wanted)
                 if wanted:
-                    self._mark(pid)
+                    self._mark(pid, any(library.kind is TlsKind.RUSTLS for library in wanted))
             elif process.loader is None:
                 self._watch_loader(pid, process)
             process.failed = False

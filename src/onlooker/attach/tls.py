@@ -59,7 +59,6 @@ class Abi(enum.Enum):
     EVENT = "event"  # connection 0; moves nothing
     SENDFILE = "sendfile"  # connection 0, file 1, offset 2, length 3; returns the bytes moved, which are in no buffer
     NSPR = "nspr"  # as COUNT, of a descriptor that may be anything: TLS if a socket under it moves TLS meanwhile
-    RUST_ENCRYPT = "rust_encrypt"  # encrypter 1; moves nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,6 @@ _NEVER = re.compile(
 # What both ways in which rustc writes names have in common.
 _RUST_RECEIVED = (b"_", b"6rustls12common_state", b"11CommonState23take_received_plaintext")
 _RUST_SENDS = (b"_", b"6rustls12common_state", b"11CommonState20send_appdata_encrypt")
-_RUST_ENCRYPTS = (b"_", b"MessageEncrypter", b"7encrypt")
 _RUST_TRAFFIC = (b"_", b"rustls", b"ExpectTraffic", b"common_state", b"State", b"6handle")
 _RUST_LAYOUTS = ("0.23",)
 """Of rustls whose types are known as ``bpf/tls.bpf.c`` reads them."""
@@ -459,13 +457,7 @@ def _rustls(elf: ElfFile, chooser: SiteChooser) -> list[Finding]:
     written = _pair(chooser, sends[0], Direction.WRITE, Abi.RUST_CHUNKS, 2)
     if written is not None:
         functions["sends"] = replace(written, name="sends", covers=("sends",))
-    visible = len(functions) == 2
-    for number, symbol in enumerate(elf.find_matching(_RUST_ENCRYPTS[-1], _RUST_ENCRYPTS, limit=16)):
-        site = chooser.choose(symbol, Need.ARGUMENTS, arguments=2)
-        if site is not None and "InvalidMessageEncrypter" not in symbol.name:  # what stands for none
-            name = f"encrypts#{number}"
-            functions[name] = TlsFunction(name, (name,), Direction.NONE, Abi.RUST_ENCRYPT, site)
-    return [Finding(TlsKind.RUSTLS, version, functions, visible)]
+    return [Finding(TlsKind.RUSTLS, version, functions, visible=len(functions) == 2)]
 
 
 def _rustls_unknown(

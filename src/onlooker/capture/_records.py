@@ -226,4 +226,4 @@ class ProcessFlags(enum.IntFlag):
     PROCESS_THREAD_UNCERTAIN = 2
     PROCESS_TLS = 4
     PROCESS_TLS_TOLD = 8
-    PROCESS_TLS_MOVES = 16
+    PROCESS_RUSTLS = 16

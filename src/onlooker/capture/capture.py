@@ -304,9 +304,10 @@ class Capture:
         uncertain = ProcessFlags.PROCESS_THREAD_UNCERTAIN
         self._change(pid, ~uncertain, 0 if trust_thread else uncertain)
 
-    def mark_tls(self, pid: int) -> None:
-        """Say that probes are on the TLS libraries of the process."""
-        self._change(pid, ~0, ProcessFlags.PROCESS_TLS)
+    def mark_tls(self, pid: int, rustls: bool) -> None:
+        """Say that probes are on the TLS libraries of the process, and whether rustls is one of them."""
+        rust = ProcessFlags.PROCESS_RUSTLS
+        self._change(pid, ~rust, ProcessFlags.PROCESS_TLS | (rust if rustls else 0))
 
     def _change(self, pid: int, keep: int, add: int) -> None:
         with self._flags_lock:

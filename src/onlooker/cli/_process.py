@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from onlooker.attach.prober import UNFOLLOWED, outlook_of
+from onlooker.attach.prober import outlook_of
 from onlooker.attach.tls import TlsCatalog, TlsLibrary
 from onlooker.cli._host import DEGRADED, INFO, OK, Check
 from onlooker.config import Loaded
@@ -64,8 +64,6 @@ def _tls(group: str, pid: int, library: TlsLibrary) -> list[Check]:
     advice = "" if row.visible else "its encrypted connections are counted, what they say is not seen"
     detail = f"{shown}{': ' if row.reason else ''}{row.reason}"
     checks = [Check(group, "TLS", OK if row.visible else DEGRADED, detail, advice)]
-    if library.kind in UNFOLLOWED:
-        return checks
     for function in library.probes():
         site = function.arguments
         covered = ", ".join(name for name in function.covers if name != function.name)

@@ -96,9 +96,6 @@ def test_each_kind_of_function_gets_its_programs(function: TlsFunction, fds: Pro
 def test_a_library_that_cannot_be_followed_is_said_to_be_unseen() -> None:
     (row,) = outlook_of(7, [a_library(TlsKind.RUSTLS, visible=False, reason="several versions")])
     assert (row.visible, row.reason) == (False, "several versions")
-    (row,) = outlook_of(7, [a_library(TlsKind.RUSTLS)])
-    assert not row.visible
-    assert "move in memory" in row.reason
     (row,) = outlook_of(7, [a_library(visible=False)])
     assert (row.visible, row.reason) == (False, "not all of its functions were found")
     (row,) = outlook_of(7, [a_library(reason="in part")])
@@ -113,7 +110,7 @@ def test_programs_are_loaded_once_and_only_when_a_library_is_found(attached: lis
         return FDS
 
     files = Files()
-    prober = Prober(load, marks.append, catalog=files)  # type: ignore[arg-type]
+    prober = Prober(load, lambda *mark: marks.append(mark), catalog=files)  # type: ignore[arg-type]
     prober.start()
     try:
         prober.look(PID)
@@ -126,29 +123,43 @@ def test_programs_are_loaded_once_and_only_when_a_library_is_found(attached: lis
         wait_for(lambda: prober.probed() == 2)
         assert attached == [("openssl", PID), ("openssl", PID + 1)]
         assert len(loads) == 1
-        assert {PID, PID + 1} == set(marks)
+        assert {(PID, False), (PID + 1, False)} == set(marks)
         prober.forget(PID)
         wait_for(lambda: prober.probed() == 1)
     finally:
         prober.stop()
 
 
-def test_a_library_that_cannot_be_followed_is_never_attached(attached: list[tuple[str, int]]) -> None:
-    files = Files(a_library(TlsKind.RUSTLS))
-    prober = Prober(lambda features: FDS, lambda pid: None, catalog=files)  # type: ignore[arg-type]
+def test_rustls_is_said_to_the_kernel_side(attached: list[tuple[str, int]]) -> None:
+    marks: list[tuple[int, bool]] = []
+    files = Files(a_library(), a_library(TlsKind.RUSTLS))
+    prober = Prober(lambda features: FDS, lambda *mark: marks.append(mark), catalog=files)  # type: ignore[arg-type]
+    prober.start()
+    try:
+        prober.look(PID)
+        wait_for(lambda: marks)
+        assert marks[0] == (PID, True)
+        assert attached == [("openssl", PID), ("rustls", PID)]
+    finally:
+        prober.stop()
+
+
+def test_a_library_without_probes_is_named_and_not_attached(attached: list[tuple[str, int]]) -> None:
+    files = Files(a_library(TlsKind.RUSTLS, visible=False, reason="several versions"))
+    prober = Prober(lambda features: FDS, lambda pid, rustls: None, catalog=files)  # type: ignore[arg-type]
     prober.start()
     try:
         prober.look(PID)
         wait_for(prober.invisible)
         assert attached == []
-        assert list(prober.invisible().values()) == [1.0]
+        assert prober.invisible() == {"several versions": 1.0}
     finally:
         prober.stop()
 
 
 def test_a_process_that_speaks_tls_without_a_library_is_named(attached: list[tuple[str, int]]) -> None:
     files = Files()
-    prober = Prober(lambda features: FDS, lambda pid: None, catalog=files)  # type: ignore[arg-type]
+    prober = Prober(lambda features: FDS, lambda pid, rustls: None, catalog=files)  # type: ignore[arg-type]
     prober.start()
     try:
         prober.speaks_tls(PID)  # not watched: nobody's business
@@ -168,7 +179,7 @@ def test_a_kernel_that_refuses_the_programs_is_told_once(attached: list[tuple[st
         loads.append(features)
         raise LoadError("no room")
 
-    prober = Prober(load, lambda pid: None, catalog=Files(a_library()))  # type: ignore[arg-type]
+    prober = Prober(load, lambda pid, rustls: None, catalog=Files(a_library()))  # type: ignore[arg-type]
     prober.start()
     try:
         prober.look(PID)
