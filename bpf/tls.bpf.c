@@ -21,10 +21,9 @@
 #include "lib/connection.h"
 #include "lib/subprogram.h"
 #include "lib/context.h"
+#if !defined(ONLOOKER_OLD_KERNEL) && defined(__TARGET_ARCH_x86)
 #include "lib/tls.h"
 #include "lib/rustls.h"
-
-#if !defined(ONLOOKER_OLD_KERNEL) && defined(__TARGET_ARCH_x86)
 
 /* As src/onlooker/attach/tls.py numbers them: the order of `Abi`. */
 enum abi {
@@ -462,7 +461,7 @@ static __always_inline void rustls_encrypted(struct tls_key *key, __u64 taken)
 }
 
 /* A goroutine has plaintext to read, or writes some: all of it will be sent, or the connection is broken. */
-static __always_inline bool go_passes(struct pt_regs *regs, __u64 cookie, __u32 abi, struct tls_key *key, struct passage *p)
+static __noinline bool go_passes(struct pt_regs *regs, __u64 cookie, __u32 abi, struct tls_key *key, struct passage *p)
 {
 	p->buffer = register_of(regs, COOKIE_REGISTER(cookie, 1));
 	p->length = register_of(regs, COOKIE_REGISTER(cookie, 2));

@@ -198,7 +198,7 @@ static __always_inline void expect_tls(struct connection *c)
 }
 
 /* Join the socket to its session, as far as this transfer tells; see tls.h. */
-static __always_inline void join_tls(struct connection *c, struct sock *sk, __u32 direction)
+static __noinline void join_tls(struct connection *c, struct sock *sk, __u32 direction)
 {
 	struct tls_key key = {.tgid = bpf_get_current_pid_tgid() >> 32}, *of_socket;
 	__u64 socket = (__u64)sk;

@@ -65,7 +65,7 @@ static __always_inline struct tls_session *rustls_session(const struct tls_key *
  * The session that was met at an address and nowhere else since, if it can still send: a connection is closed before its memory
  * is another one's.  `key` becomes the session's.
  */
-static __always_inline struct tls_session *rustls_at(struct tls_key *key, __u64 place)
+static __noinline struct tls_session *rustls_at(struct tls_key *key, __u64 place)
 {
 	struct tls_key at = {.address = place, .tgid = key->tgid};
 	__u64 *socket = bpf_map_lookup_elem(&rustls_places, &at);
@@ -88,7 +88,7 @@ static __always_inline struct tls_session *rustls_at(struct tls_key *key, __u64 
 }
 
 /* A session is met at an address: what an unknown one encrypted there was its own. */
-static __always_inline void rustls_meet(const struct tls_key *key, struct tls_session *session, __u64 place)
+static __noinline void rustls_meet(const struct tls_key *key, struct tls_session *session, __u64 place)
 {
 	struct tls_key at = {.address = place, .tgid = key->tgid};
 	__u64 *old = bpf_map_lookup_elem(&rustls_places, &at);
@@ -124,7 +124,7 @@ static __always_inline __u32 rustls_first_bytes(const struct rustls_thread *t, _
  * Have what is claimed of a session followed: `source` becomes the thread's own plaintext if it is that and still there, else
  * bytes that nobody can read.
  */
-static __always_inline void rustls_settle(struct tls_session *session, struct rustls_thread *t, struct source *source)
+static __noinline void rustls_settle(struct tls_session *session, struct rustls_thread *t, struct source *source)
 {
 	__u64 length = session->claimed, begins[2];
 

@@ -81,10 +81,17 @@ __noinline int rustls_sends(struct work *w, __u32 blocked)
 	return session->c.protocol != PROTOCOL_OTHER;
 }
 
+/* The session over the socket t->moved.  A function of its own, as some here are, because a hook's stack is used up. */
+static __noinline struct tls_session *rustls_over(const struct rustls_thread *t)
+{
+	struct tls_key key = {.address = t->moved, .tgid = bpf_get_current_pid_tgid() >> 32};
+
+	return tls_session_of(&key);
+}
+
 /* A thread has moved bytes over a socket, or there was no room for them. */
 static __always_inline void rustls_moved(struct sock *sk, __u32 direction, int result, int flags)
 {
-	struct tls_key key = {};
 	struct tls_session *session;
 	struct rustls_thread *t;
 	struct work *w;
@@ -110,9 +117,7 @@ static __always_inline void rustls_moved(struct sock *sk, __u32 direction, int r
 	t->moved = (__u64)sk;
 	if (!rustls_sends(w, result <= 0))
 		return;
-	key.tgid = bpf_get_current_pid_tgid() >> 32;
-	key.address = *(volatile __u64 *)&t->moved;
-	session = tls_session_of(&key);
+	session = rustls_over(t);
 	if (!session)
 		return;
 	w->index = direction;

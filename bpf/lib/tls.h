@@ -156,7 +156,7 @@ static __always_inline void tls_count_opaque(struct connection *c, bool failed)
  * A send on a socket found no room.  If it belongs to a write that was believed to have it, the write will be asked for
  * again, with bytes that were dealt with.
  */
-static __always_inline void tls_unsent(struct sock *sk)
+static __noinline __attribute__((unused)) void tls_unsent(struct sock *sk)
 {
 	struct tls_key key = {.tgid = bpf_get_current_pid_tgid() >> 32};
 	struct thread *thread = current_thread(false);
