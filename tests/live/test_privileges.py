@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -112,81 +112,61 @@ def test_without_ptrace_a_program_of_another_user_is_not_found_by_its_path(tmp_p
     assert seen == {True: 1, False: 0}
 
 
-def test_without_the_right_to_read_a_library_of_its_owner_stays_closed(tmp_path: Path, place) -> None:
-    """A TLS library that only root may open: with CAP_DAC_READ_SEARCH it is seen into, without it is not."""
-    own = place.directory / "closed"
-    own.mkdir()
+@contextlib.contextmanager
+def own_libraries(directory: Path) -> Iterator[tuple[zoo.Program, list[Path]]]:
+    """An HTTPS server by copies of the TLS libraries, in that directory."""
+    directory.mkdir()
+    libraries = []
     found = subprocess.run(["ldd", str(shutil.which("openssl"))], capture_output=True, text=True, check=True).stdout
     for line in found.splitlines():
         if "libssl" in line or "libcrypto" in line:
-            library = Path(line.split("=>")[1].split()[0])
-            shutil.copy(library, own / library.name)
-            (own / library.name).chmod(0o700)
+            libraries.append(directory / Path(line.split("=>")[1].split()[0]).name)
+            shutil.copy(line.split("=>")[1].split()[0], libraries[-1])
+            libraries[-1].chmod(0o700)
     made, key = zoo_tls.certificate()
-    port = agent.free_port()
     server = zoo.Program(
-        ["env", f"LD_LIBRARY_PATH={own}", "openssl", "s_server", "-accept", str(port), "-www", "-quiet",
-         "-key", str(key), "-cert", str(made)], own, name="openssl",
+        ["env", f"LD_LIBRARY_PATH={directory}", "openssl", "s_server", "-accept", str(agent.free_port()), "-www",
+         "-quiet", "-key", str(key), "-cert", str(made)], directory, name="openssl",
     )  # fmt: skip
-    seen = {}
     try:
-        for capabilities in (listed(), [one for one in listed() if one != "dac_read_search"]):
-            directory = tmp_path / f"with-{len(capabilities)}"
-            directory.mkdir()
-            onlooker = start(directory, agent.selecting(pids=[server.pid]), capabilities)
-            try:
-                onlooker.wait_ready()
-                onlooker.wait_watched([server.pid])
-                has = "dac_read_search" in capabilities
-                with contextlib.suppress(agent.AgentFailure):
-                    agent.wait_until(partial(is_seen_into, onlooker), "it is seen into", 20 if has else 4)
-                seen[has] = onlooker.metric("onlooker_tls_processes")
-                onlooker.stop()
-            finally:
-                onlooker.kill()
+        agent.wait_until(lambda: str(directory) in Path(f"/proc/{server.pid}/maps").read_text(), "they are mapped")
+        yield server, libraries
     finally:
         server.stop()
-    assert seen == {True: 1, False: 0}
+
+
+def seen_into(server: zoo.Program, tmp_path: Path, capability: str) -> dict[bool, float]:
+    """Whether TLS of a server is seen into, with a capability and without it."""
+    seen = {}
+    for capabilities in (listed(), [one for one in listed() if one != capability]):
+        directory = tmp_path / f"with-{len(capabilities)}"
+        directory.mkdir()
+        onlooker = start(directory, agent.selecting(pids=[server.pid]), capabilities)
+        try:
+            onlooker.wait_ready()
+            onlooker.wait_watched([server.pid])
+            has = capability in capabilities
+            with contextlib.suppress(agent.AgentFailure):
+                agent.wait_until(partial(is_seen_into, onlooker), "it is seen into", 20 if has else 4)
+            seen[has] = onlooker.metric("onlooker_tls_processes")
+            onlooker.stop()
+        finally:
+            onlooker.kill()
+    return seen
+
+
+def test_without_the_right_to_read_a_library_of_its_owner_stays_closed(tmp_path: Path, place) -> None:
+    """A TLS library that only root may open: with CAP_DAC_READ_SEARCH it is seen into, without it is not."""
+    with own_libraries(place.directory / "closed") as (server, _):
+        assert seen_into(server, tmp_path, "dac_read_search") == {True: 1, False: 0}
 
 
 def test_without_checkpoint_restore_a_library_that_was_deleted_stays_closed(tmp_path: Path, place) -> None:
     """A TLS library that was deleted since its process began: only the kernel's own mapping still leads to it."""
-    own = place.directory / "deleted"
-    own.mkdir()
-    found = subprocess.run(["ldd", str(shutil.which("openssl"))], capture_output=True, text=True, check=True).stdout
-    libraries = [
-        Path(line.split("=>")[1].split()[0]) for line in found.splitlines() if "libssl" in line or "libcrypto" in line
-    ]
-    for library in libraries:
-        shutil.copy(library, own / library.name)
-    made, key = zoo_tls.certificate()
-    port = agent.free_port()
-    server = zoo.Program(
-        ["env", f"LD_LIBRARY_PATH={own}", "openssl", "s_server", "-accept", str(port), "-www", "-quiet",
-         "-key", str(key), "-cert", str(made)], own, name="openssl",
-    )  # fmt: skip
-    seen = {}
-    try:
-        agent.wait_until(lambda: str(own) in Path(f"/proc/{server.pid}/maps").read_text(), "the libraries are mapped")
+    with own_libraries(place.directory / "deleted") as (server, libraries):
         for library in libraries:
-            (own / library.name).unlink()
-        for capabilities in (listed(), [one for one in listed() if one != "checkpoint_restore"]):
-            directory = tmp_path / f"with-{len(capabilities)}"
-            directory.mkdir()
-            onlooker = start(directory, agent.selecting(pids=[server.pid]), capabilities)
-            try:
-                onlooker.wait_ready()
-                onlooker.wait_watched([server.pid])
-                has = "checkpoint_restore" in capabilities
-                with contextlib.suppress(agent.AgentFailure):
-                    agent.wait_until(partial(is_seen_into, onlooker), "it is seen into", 20 if has else 4)
-                seen[has] = onlooker.metric("onlooker_tls_processes")
-                onlooker.stop()
-            finally:
-                onlooker.kill()
-    finally:
-        server.stop()
-    assert seen == {True: 1, False: 0}
+            library.unlink()
+        assert seen_into(server, tmp_path, "checkpoint_restore") == {True: 1, False: 0}
 
 
 def test_every_listed_capability_is_missed_by_a_test() -> None:
