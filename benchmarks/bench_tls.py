@@ -57,7 +57,7 @@ class Kernel:
         catalog = TlsCatalog()
         for pid in pids:
             self.capture.watch(pid)
-            self.capture.mark_tls(pid)
+            self.capture.mark_tls(pid, False)
             if not self.registry.watch(pid, catalog.libraries(pid)):
                 raise measure.NotPossible(f"nothing was attached: {self.registry.failures}")
         try:

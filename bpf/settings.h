@@ -24,7 +24,11 @@
 /* Ring sizes in bytes; user space may set others before load. */
 #define RING_128_SIZE (256 * 1024)
 #define RING_256_SIZE (8 * 1024 * 1024)
-#define RING_512_SIZE (4 * 1024 * 1024)
+#ifdef ONLOOKER_OLD_KERNEL
+#define RING_512_SIZE (4 * 1024 * 1024) /* its table of connections takes the room */
+#else
+#define RING_512_SIZE (8 * 1024 * 1024) /* HTTP/2 sends several segments a request, thousands in a burst */
+#endif
 #define RING_4096_SIZE (4 * 1024 * 1024)
 
 #define CONTEXTS_MAX 16384	  /* client requests in flight whose server may be on this host */

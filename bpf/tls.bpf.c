@@ -249,10 +249,10 @@ static __always_inline bool writes_surely(const struct tls_session *session, __u
 	       has_room(session, length);
 }
 
-/* Nothing on this session will be told. */
+/* Nothing on this session will be told; which socket it has may still be learned. */
 static __always_inline bool is_dull(const struct tls_session *session)
 {
-	return session->socket && session->c.protocol == PROTOCOL_OTHER;
+	return session->c.protocol == PROTOCOL_OTHER;
 }
 
 /*
@@ -543,8 +543,13 @@ static __always_inline int on_call(struct pt_regs *regs, __u64 cookie, bool retu
 		else if (abi == ABI_NSPR || (choosy && thread->tls_dull && abi != ABI_EVENT))
 			session = tls_session_of(&key);
 		if (choosy && session && abi != ABI_NSPR) {
-			if (is_dull(session))
+			if (is_dull(session)) {
+				if (thread->tls_socket && !session->socket) {
+					tls_adopt(&key, thread->tls_socket);
+					thread->tls_socket = 0;
+				}
 				return 1;
+			}
 			if (writes && writes_surely(session, cookie, abi, p.length)) {
 				thread->tls_wrote = key.address;
 				thread->tls_length = p.length;
