@@ -264,7 +264,7 @@ static __always_inline bool call_begins(struct pt_regs *regs, __u64 cookie, __u3
 					const struct tls_key *key, struct tls_session *session, struct passage *p)
 {
 	thread->tls_session = key->address;
-	thread->tls_wrote = 0;
+	thread->tls_wrote = writes_plainly(cookie, abi) ? key->address : 0;
 	/* what NSPR moves may as well be no TLS: the socket's own bytes must say so */
 	thread->tls_handshake = abi == ABI_EVENT || abi == ABI_NSPR;
 	thread->tls_ahead = 0;
@@ -329,8 +329,8 @@ static __always_inline struct tls_session *call_over(struct pt_regs *regs, __u64
 	}
 	if (!session || (abi == ABI_NSPR && !session->socket))
 		return NULL;
-	if (session->inside && writes_plainly(cookie, abi) && p->length == thread->tls_length && p->length <= TLS_RECORD &&
-	    p->length > session->trusted)
+	if (session->inside && !thread->tls_wrote && writes_plainly(cookie, abi) && p->length == thread->tls_length &&
+	    p->length <= TLS_RECORD && p->length > session->trusted)
 		session->trusted = (__u32)p->length;
 	if (is_dull(session))
 		thread->tls_dull = 1;
@@ -550,9 +550,14 @@ static __always_inline int on_call(struct pt_regs *regs, __u64 cookie, bool retu
 				}
 				return 1;
 			}
+			/* nothing was sent: a full socket, or a runtime that did not ask the kernel; now it comes again */
+			if (writes && session->unsent) {
+				session->ahead = session->unsent;
+				session->unsent = 0;
+			}
 			if (writes && writes_surely(session, cookie, abi, p.length)) {
 				thread->tls_wrote = key.address;
-				thread->tls_length = p.length;
+				session->unsent = (__u32)p.length;
 				passes = true;
 				unneeded = 1;
 			}

@@ -177,7 +177,7 @@ static __always_inline void tls_forget_socket(struct sock *sk)
 {
 }
 
-static __always_inline void tls_unsent(struct sock *sk)
+static __always_inline void tls_sent(struct sock *sk)
 {
 }
 
@@ -246,6 +246,8 @@ static __always_inline void on_ciphertext(struct connection *c, struct sock *sk,
 	if (result > 0) {
 		c->streams[direction & 1].bytes += result;
 		join_tls(c, sk, direction);
+		if (direction == DIRECTION_SEND)
+			tls_sent(sk);
 		return;
 	}
 #ifndef ONLOOKER_OLD_KERNEL
@@ -276,11 +278,8 @@ static __always_inline int on_bytes_behind(struct sock *sk, __u32 direction, int
 		end_messages(current_thread(false));
 	if (flags_of(tgid) & PROCESS_RUSTLS)
 		rustls_moved(sk, direction, result, flags);
-	if (result == -EAGAIN) {
-		if (direction == DIRECTION_SEND && flags_of(tgid) & PROCESS_TLS)
-			tls_unsent(sk);
+	if (result == -EAGAIN)
 		return 0;
-	}
 	if (flags & (MSG_PEEK | MSG_ERRQUEUE) && direction == DIRECTION_RECEIVE)
 		return 0;
 	family = KERNEL_FIELD(sk, __sk_common.skc_family);

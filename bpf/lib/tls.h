@@ -22,7 +22,8 @@ struct tls_session {
 	__u64 claimed;	/* bytes that it encrypted and that were not followed yet */
 	__u32 blocked;	/* its socket had no room for what was sent last */
 	__u32 wrote;	/* it has sent from there */
-	__u32 trusted; /* a write of so many bytes, or of fewer, writes all of them: it was seen to */
+	__u32 trusted; /* a write of so many bytes, or of fewer, writes all of them: it was seen to, and sent inside its call */
+	__u32 unsent;  /* bytes of its newest write whose return is not waited for, until they are sent */
 	__u32 inside; /* the library moves the socket's bytes by itself, inside its calls */
 };
 
@@ -152,11 +153,8 @@ static __always_inline void tls_count_opaque(struct connection *c, bool failed)
 	__sync_fetch_and_add(&o->duration_ns, bpf_ktime_get_ns() - c->exchanges[CURRENT].start_mono_ns);
 }
 
-/*
- * A send on a socket found no room.  If it belongs to a write that was believed to have it, the write will be asked for
- * again, with bytes that were dealt with.
- */
-static __noinline __attribute__((unused)) void tls_unsent(struct sock *sk)
+/* Bytes of a socket with TLS have left: those of the write that the thread is in, or has just done. */
+static __noinline __attribute__((unused)) void tls_sent(struct sock *sk)
 {
 	struct tls_key key = {.tgid = bpf_get_current_pid_tgid() >> 32};
 	struct thread *thread = current_thread(false);
@@ -168,7 +166,7 @@ static __noinline __attribute__((unused)) void tls_unsent(struct sock *sk)
 	session = tls_session_of(&key);
 	if (!session || session->socket != (__u64)sk)
 		return;
-	session->ahead = thread->tls_length;
+	session->unsent = 0;
 	thread->tls_wrote = 0;
 }
 

@@ -37,8 +37,10 @@ LAYOUTS: Final[dict[int, np.dtype[Any]]] = {
 PROCESS_PROGRAMS: Final = ("tp_fork", "tp_exec", "tp_exit", "tp_listen")
 STATE_PROGRAMS: Final = ("tp_sock_state", "tp_sock_gone")
 
-_RINGS: Final = {128: 256 << 10, 256: 8 << 20, 512: 4 << 20, 4096: 4 << 20}
-"""Bytes of each ring by the size of its records; the defaults of ``bpf/settings.h``."""
+_RINGS: Final = {128: 256 << 10, 256: 8 << 20, 512: 8 << 20, 4096: 4 << 20}
+_OLD_RINGS: Final = {512: 4 << 20}
+"""Bytes of each ring by the size of its records, and what the old object has less of; the defaults of
+``bpf/settings.h``."""
 
 _WAKEUP_BYTES: Final = 1 << 20
 """A burst that comes while the reader sleeps long wakes it here: 4,096 requests, and most of the ring still free."""
@@ -115,7 +117,7 @@ class Capture:
 
     def __init__(self, *, ring_bytes: dict[int, int] | None = None, hook: str = hooks.AUTO) -> None:
         self._object: Object | None = None
-        self._sizes = {**_RINGS, **(ring_bytes or {})}
+        self._sizes = ring_bytes or {}
         self._choice = hook
         self.hook = ""
         self.old = False
@@ -168,10 +170,11 @@ class Capture:
     def _start(self, rung: hooks.Rung) -> None:
         built = self._object = Object(built_object(old=rung.old))
         check_layouts(built)
-        for stride, size in self._sizes.items():
+        sizes = {**_RINGS, **(_OLD_RINGS if rung.old else {}), **self._sizes}
+        for stride, size in sizes.items():
             built.set_max_entries(f"ring_{stride}", size)
         built.set_constant("secret", int.from_bytes(os.urandom(8), "little"))
-        built.set_constant("wakeup_bytes", min(_WAKEUP_BYTES, self._sizes[256] // 4))
+        built.set_constant("wakeup_bytes", min(_WAKEUP_BYTES, sizes[256] // 4))
         programs = (*PROCESS_PROGRAMS, *STATE_PROGRAMS, *hooks.programs_of(rung))
         for constant, value in zip(("pid_level", "pid_namespace"), self._namespace, strict=True):
             built.set_constant(constant, value)
@@ -184,7 +187,7 @@ class Capture:
             hooks.calibrate(built, word)
         # The rings first: a program that is attached writes into them at once.
         self._epoll = select.epoll()
-        for stride, size in self._sizes.items():
+        for stride, size in sizes.items():
             ring = self._rings[stride] = Ring(built.map_fd(f"ring_{stride}"), size, stride)
             # edge-triggered: a ring that merely holds records is no event, only a wake-up is
             self._epoll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
