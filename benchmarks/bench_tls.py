@@ -118,26 +118,18 @@ class Told:
 
 
 @contextlib.contextmanager
-def nothing_on(pid: int, features: uprobe.Features, *, returns: bool) -> Iterator[None]:
-    """Empty programs on the places where onlooker has its own; the return of a write left out unless ``returns``."""
-    kind = uprobe.ATTACH_UPROBE_SESSION if features.session else features.attach_type
-    both, one = uprobe.load_nothing(kind), uprobe.load_nothing(features.attach_type)
+def nothing_on(pid: int, features: uprobe.Features) -> Iterator[None]:
+    """Empty programs on the places where onlooker has its own."""
+    both = uprobe.load_nothing(uprobe.ATTACH_UPROBE_SESSION if features.session else features.attach_type)
     library = next(library for library in TlsCatalog().libraries(pid) if library.functions)
     with contextlib.ExitStack() as stack:
-        for descriptor in (both, one):
-            stack.callback(os.close, descriptor)
+        stack.callback(os.close, both)
         for name in ("SSL_read", "SSL_write"):
             place = [library.functions[name].arguments.offset]
-            whole = returns or name == "SSL_read"
             path = library.open_path
-            if whole and not features.session:
+            if not features.session:
                 stack.enter_context(uprobe.attach(both, path, place, pid=pid, features=features, returns=True))
-            stack.enter_context(
-                uprobe.attach(
-                    both if whole else one, path, place, pid=pid, features=features,
-                    session=whole and features.session,
-                )
-            )  # fmt: skip
+            stack.enter_context(uprobe.attach(both, path, place, pid=pid, features=features, session=features.session))
         yield
 
 
@@ -167,16 +159,14 @@ def pairs(directory: Path, looker: Kernel, rounds: int) -> list[Told]:
                 put("pairs", us(talker, "pairs") - plain)
                 put("wire", us(talker, "wire") - spoken)
                 put("aside", us(bystander, "pairs") - alone)
-            for returns in (True, False):
-                with nothing_on(talker.pid, features, returns=returns):
-                    put(f"floor{returns:d}", us(talker, "pairs") - plain)
+            with nothing_on(talker.pid, features):
+                put("floor", us(talker, "pairs") - plain)
     finally:
         talker.close()
         bystander.close()
     return [
         Told("tls_pair", "OpenSSL write and read, 200 bytes, in memory", found["plain"], "us"),
-        Told("tls_pair_floor", "  + empty programs on the same places", found["floor1"], "us"),
-        Told("tls_pair_floor_write", "  + the same, without the write's return", found["floor0"], "us"),
+        Told("tls_pair_floor", "  + empty programs on the same places", found["floor"], "us"),
         Told("tls_pair_added", "  + onlooker", found["pairs"], "us", BUDGET_US),
         Told("tls_aside", "  + onlooker, process not selected", found["aside"], "us"),
         Told("tls_wire", "OpenSSL write and read of HTTP over TCP", found["spoken"], "us"),

@@ -41,7 +41,6 @@
 #define GO_READS_MAX 16384	  /* goroutines that read from TLS connections */
 #define TLS_CLASSIFY_TRIES 250	  /* as CLASSIFY_TRIES: a TLS record holds 16 KiB at most, so a body is many of them */
 #define TLS_RECORD 16384	  /* the longest, RFC 8446 section 5.1: a library may write no more of a call's bytes at once */
-#define TLS_SEND_SLACK 4096	  /* room in a socket besides the bytes: what TLS adds to a record, what the kernel takes for one or two packets */
 #define PROCESSES_MAX 8192	  /* processes whose threads are no execution contexts */
 
 #define WAKEUP_WINDOW 16384	  /* bytes behind that point whose writers wake: more than all CPUs reserve at a time */

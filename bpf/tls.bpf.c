@@ -225,30 +225,6 @@ static __always_inline bool writes_plainly(__u64 cookie, __u32 abi)
 	       (abi == ABI_COUNT || abi == ABI_FLAG || abi == ABI_NSPR);
 }
 
-extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
-
-/* Whether a TCP socket takes so many bytes at once: the send neither waits nor fails. */
-static __always_inline bool has_room(const struct tls_session *session, __u64 length)
-{
-	struct sock *sk;
-
-	if (!session->c.addresses_known)
-		return false;
-	sk = bpf_rdonly_cast((void *)session->socket, bpf_core_type_id_kernel(struct sock));
-	return sk->__sk_common.skc_state == TCP_ESTABLISHED && sk->__sk_common.skc_num == session->c.local_port &&
-	       sk->sk_wmem_queued + length + TLS_SEND_SLACK < (__u64)sk->sk_sndbuf;
-}
-
-/*
- * A write whose return need not be seen, which is the dearest part of it: a session that has written so much at once before
- * does so again, and the socket has the room.  Then the call is over as good as at once, and all that it says is moved.
- */
-static __always_inline bool writes_surely(const struct tls_session *session, __u64 cookie, __u32 abi, __u64 length)
-{
-	return writes_plainly(cookie, abi) && length && length <= session->trusted && !session->ahead &&
-	       has_room(session, length);
-}
-
 /* Nothing on this session will be told; which socket it has may still be learned. */
 static __always_inline bool is_dull(const struct tls_session *session)
 {
@@ -264,7 +240,6 @@ static __always_inline bool call_begins(struct pt_regs *regs, __u64 cookie, __u3
 					const struct tls_key *key, struct tls_session *session, struct passage *p)
 {
 	thread->tls_session = key->address;
-	thread->tls_wrote = writes_plainly(cookie, abi) ? key->address : 0;
 	/* what NSPR moves may as well be no TLS: the socket's own bytes must say so */
 	thread->tls_handshake = abi == ABI_EVENT || abi == ABI_NSPR;
 	thread->tls_ahead = 0;
@@ -329,9 +304,6 @@ static __always_inline struct tls_session *call_over(struct pt_regs *regs, __u64
 	}
 	if (!session || (abi == ABI_NSPR && !session->socket))
 		return NULL;
-	if (session->inside && !thread->tls_wrote && writes_plainly(cookie, abi) && p->length == thread->tls_length &&
-	    p->length <= TLS_RECORD && p->length > session->trusted)
-		session->trusted = (__u32)p->length;
 	if (is_dull(session))
 		thread->tls_dull = 1;
 	return thread->tls_ahead ? NULL : session;
@@ -542,28 +514,14 @@ static __always_inline int on_call(struct pt_regs *regs, __u64 cookie, bool retu
 			session = tls_session_make(&key);
 		else if (abi == ABI_NSPR || (choosy && thread->tls_dull && abi != ABI_EVENT))
 			session = tls_session_of(&key);
-		if (choosy && session && abi != ABI_NSPR) {
-			if (is_dull(session)) {
-				if (thread->tls_socket && !session->socket) {
-					tls_adopt(&key, thread->tls_socket);
-					thread->tls_socket = 0;
-				}
-				return 1;
+		if (choosy && session && abi != ABI_NSPR && is_dull(session)) {
+			if (thread->tls_socket && !session->socket) {
+				tls_adopt(&key, thread->tls_socket);
+				thread->tls_socket = 0;
 			}
-			/* nothing was sent: a full socket, or a runtime that did not ask the kernel; now it comes again */
-			if (writes && session->unsent) {
-				session->ahead = session->unsent;
-				session->unsent = 0;
-			}
-			if (writes && writes_surely(session, cookie, abi, p.length)) {
-				thread->tls_wrote = key.address;
-				session->unsent = (__u32)p.length;
-				passes = true;
-				unneeded = 1;
-			}
+			return 1;
 		}
-		if (!unneeded)
-			passes = call_begins(regs, cookie, abi, thread, &key, session, &p);
+		passes = call_begins(regs, cookie, abi, thread, &key, session, &p);
 	}
 	if (passes && p.length)
 		passed(session, COOKIE_DIRECTION(cookie), &p);

@@ -19,7 +19,6 @@ struct thread {
 	__u64 tls_buffer;	/* arguments of that call */
 	__u64 tls_length;
 	__u64 tls_moved_at;
-	__u64 tls_wrote;	/* the session of its newest call, if that writes and nothing of it was sent yet */
 	__u64 tls_socket;	/* with TLS, from which the thread has just received outside of such calls */
 #ifdef ONLOOKER_OLD_KERNEL
 	__u64 start_boot_ns;	/* tells a thread from a later one with the same id */

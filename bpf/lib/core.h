@@ -177,10 +177,6 @@ static __always_inline void tls_forget_socket(struct sock *sk)
 {
 }
 
-static __always_inline void tls_sent(struct sock *sk)
-{
-}
-
 static __always_inline void rustls_moved(struct sock *sk, __u32 direction, int result, int flags)
 {
 }
@@ -219,7 +215,7 @@ static __noinline void join_tls(struct connection *c, struct sock *sk, __u32 dir
 		return;
 	if (thread->tls_session) {
 		key.address = thread->tls_session;
-		tls_bind(&key, socket, true);
+		tls_bind(&key, socket);
 		c->tls = TLS_JOINED;
 		return;
 	}
@@ -246,8 +242,6 @@ static __always_inline void on_ciphertext(struct connection *c, struct sock *sk,
 	if (result > 0) {
 		c->streams[direction & 1].bytes += result;
 		join_tls(c, sk, direction);
-		if (direction == DIRECTION_SEND)
-			tls_sent(sk);
 		return;
 	}
 #ifndef ONLOOKER_OLD_KERNEL

@@ -54,7 +54,7 @@ static __always_inline struct tls_session *rustls_session(const struct tls_key *
 		return NULL;
 	if (!of_socket->address) {
 		bpf_map_delete_elem(&tls_sessions, key); /* of an earlier socket whose end was missed */
-		tls_bind(key, socket, false);
+		tls_bind(key, socket);
 	} else if (of_socket->address != socket || of_socket->tgid != key->tgid) {
 		return NULL;
 	}

@@ -22,9 +22,6 @@ struct tls_session {
 	__u64 claimed;	/* bytes that it encrypted and that were not followed yet */
 	__u32 blocked;	/* its socket had no room for what was sent last */
 	__u32 wrote;	/* it has sent from there */
-	__u32 trusted; /* a write of so many bytes, or of fewer, writes all of them: it was seen to, and sent inside its call */
-	__u32 unsent;  /* bytes of its newest write whose return is not waited for, until they are sent */
-	__u32 inside; /* the library moves the socket's bytes by itself, inside its calls */
 };
 
 /* Sessions are deleted with their socket, or when the library frees them; user space sweeps after dead processes. */
@@ -153,23 +150,6 @@ static __always_inline void tls_count_opaque(struct connection *c, bool failed)
 	__sync_fetch_and_add(&o->duration_ns, bpf_ktime_get_ns() - c->exchanges[CURRENT].start_mono_ns);
 }
 
-/* Bytes of a socket with TLS have left: those of the write that the thread is in, or has just done. */
-static __noinline __attribute__((unused)) void tls_sent(struct sock *sk)
-{
-	struct tls_key key = {.tgid = bpf_get_current_pid_tgid() >> 32};
-	struct thread *thread = current_thread(false);
-	struct tls_session *session;
-
-	if (!thread || !thread->tls_wrote)
-		return;
-	key.address = thread->tls_wrote;
-	session = tls_session_of(&key);
-	if (!session || session->socket != (__u64)sk)
-		return;
-	session->unsent = 0;
-	thread->tls_wrote = 0;
-}
-
 static __always_inline void tls_forget_socket(struct sock *sk)
 {
 	__u64 socket = (__u64)sk;
@@ -211,7 +191,7 @@ static __always_inline void tls_learn(struct connection *c, __u64 socket)
 }
 
 /* Join a session to its socket.  A session that had another socket is a new one at the same address. */
-static __always_inline void tls_bind(const struct tls_key *key, __u64 socket, bool inside)
+static __always_inline void tls_bind(const struct tls_key *key, __u64 socket)
 {
 	struct tls_session *session = tls_session_of(key);
 
@@ -224,7 +204,6 @@ static __always_inline void tls_bind(const struct tls_key *key, __u64 socket, bo
 	if (!session)
 		return;
 	session->socket = socket;
-	session->inside = inside;
 	tls_learn(&session->c, socket);
 	bpf_map_update_elem(&tls_sockets, &socket, key, BPF_ANY);
 }
@@ -240,6 +219,6 @@ static __always_inline bool tls_adopt(const struct tls_key *key, __u64 socket)
 	session = tls_session_of(key);
 	if (session && session->socket)
 		return false;
-	tls_bind(key, socket, false);
+	tls_bind(key, socket);
 	return true;
 }
