@@ -29,7 +29,7 @@ _LANE_SHIFT: Final = 40
 """A place in a direction is its lane, and bytes since the beginning of the round: a round has less than 2**40."""
 _FAR: Final = (1 << (_LANE_SHIFT - 1)) - 1
 _FRAME_BITS: Final = 24
-"""Frames of a round are fewer than this: the rings hold a quarter of it in bytes."""
+"""Frames of a round are fewer than 2**24: each has nine bytes, and the rings hold 20 MB."""
 _STREAM_SHIFT: Final = 31
 _NONE: Final = -1
 _LONGEST_SETTINGS: Final = frames.kept_bytes(frames.SETTINGS, 0, 1 << 20)

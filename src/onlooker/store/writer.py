@@ -22,6 +22,7 @@ from onlooker.store import blocks
 from onlooker.store.blocks import EMPTY, Block
 from onlooker.store.catalog import Catalog
 from onlooker.store.intake import Counts, Intake, Item, NewSeries
+from onlooker.store.schema import MEMORY
 from onlooker.store.spans import encode_rows
 from onlooker.store.tail import ERROR, RARE, SAMPLE, SLOW, Candidates, Chosen, Tail
 
@@ -34,9 +35,11 @@ MINUTES_KEPT_S: Final = 3 * 3_600
 """Of blocks by minute with all services; those by service are kept as long as anything."""
 EVERYTHING: Final = 0
 """In the column ``service`` of a block with all services."""
-_RESERVE: Final = 0.92
-"""Share of the allowed bytes that tables may take; the rest is for the write-ahead log."""
-_DELETE_ROWS: Final = 2_000
+_RESERVE: Final = 0.08
+_RESERVE_BYTES: Final = 8 << 20
+"""Share of the allowed bytes, and if that is less so many, that are for the write-ahead log: a third at most."""
+_DELETE_ROWS: Final = 500
+"""In one transaction: each row has its place in three indexes, and each page that changes is one of the log."""
 _VACUUM_PAGES: Final = 300
 """Given back to the system in one transaction: each page that moves is one of the write-ahead log, too."""
 _LOG_BYTES: Final = 2 << 20
@@ -335,15 +338,19 @@ class Writer:
             self._db.execute("DELETE FROM blocks WHERE tier>? AND t<?", (FINE_S, oldest))
             if now_s % 3600 < 10:
                 self._forget_unused(oldest)
-            for _ in range(20):
+            for _ in range(80):
                 self.bytes = self._used_bytes()
-                over = self.bytes - int(self._max_bytes * _RESERVE)
-                if over <= 0 or not self._thin():
+                if self.bytes <= self._max_bytes - self._log_room() or not self._thin():
                     break
+                self._empty_log()
             pages = self._db.execute("PRAGMA freelist_count").fetchone()[0]
             for _ in range(min(pages // _VACUUM_PAGES, 5)):
                 self._db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
             self._empty_log()
+
+    def _log_room(self) -> int:
+        wanted = max(int(self._max_bytes * _RESERVE), _RESERVE_BYTES)
+        return 0 if self._path == MEMORY else min(wanted, self._max_bytes // 3)
 
     def _empty_log(self) -> None:
         """Begin the write-ahead log anew, which does not happen by itself while somebody reads all the time."""
