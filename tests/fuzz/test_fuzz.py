@@ -21,7 +21,7 @@ SECONDS = int(os.environ.get("FUZZ_SECONDS", -(-IN_ALL_S // len(TARGETS)) if os.
 def test_there_is_a_target_for_every_parser() -> None:
     """HTTP and frames in the kernel and in user space, header compression, databases, ELF, ``/proc``, configuration."""
     assert set(TARGETS) == {
-        "http1-kernel", "http2-kernel", "classify", "http2", "hpack", "db", "elf", "proc", "config",
+        "http1-kernel", "http2-kernel", "resp", "classify", "http2", "hpack", "db", "elf", "proc", "config",
     }  # fmt: skip
 
 
